@@ -1,0 +1,227 @@
+"""SmallTransformer: a causal transformer small enough to train on a laptop; and the shipped base.
+
+Reading order: attention, feed-forward, block, model. Shapes in comments: B sequences, T positions,
+d = d_model, h heads.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lora_lib.data import Tokenizer
+
+KeyValueCache = dict["MultiHeadAttention", tuple[Tensor, Tensor]]
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention with separate projections W_q, W_k, W_v, W_o, none with a bias."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float = 0.1):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.W_q = nn.Linear(d_model, d_model, bias=False)
+        self.W_k = nn.Linear(d_model, d_model, bias=False)
+        self.W_v = nn.Linear(d_model, d_model, bias=False)
+        self.W_o = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        def split(y: Tensor) -> Tensor:  # (B, T, d) -> (B, h, T, d/h)
+            return y.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+        q, k, v = split(self.W_q(x)), split(self.W_k(x)), split(self.W_v(x))
+        first_call = cache is None or self not in cache
+        if cache is not None:
+            if not first_call:
+                k, v = (torch.cat(both, dim=2) for both in zip(cache[self], (k, v), strict=True))
+            cache[self] = k, v
+        # With a filled cache the one new position may look at everything before it.
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=first_call)
+        return self.W_o(y.transpose(1, 2).flatten(-2))  # (B, T, d)
+
+
+class FeedForward(nn.Module):
+    """linear1 (d → 4d), GELU, linear2 (4d → d), at each position."""
+
+    def __init__(self, d_model: int, dropout: float = 0.1):
+        super().__init__()
+        self.linear1 = nn.Linear(d_model, 4 * d_model)
+        self.linear2 = nn.Linear(4 * d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.gelu(self.linear1(x))))
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward, each behind a LayerNorm and added to its input (pre-norm)."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float = 0.1):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(d_model)
+        self.attention = MultiHeadAttention(d_model, n_heads, dropout)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.feed_forward = FeedForward(d_model, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), cache))
+        return x + self.dropout(self.feed_forward(self.norm2(x)))
+
+
+class SmallTransformer(nn.Module):
+    """Token and position embeddings, pre-norm causal blocks, and one output layer, `classifier`.
+
+    With num_classes == vocab_size it is a language model: logits (B, T, vocab_size), one row a
+    position. Otherwise it is a classifier that reads the last token: logits (B, num_classes).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        n_heads: int,
+        n_layers: int,
+        num_classes: int,
+        max_len: int = 128,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.max_len = max_len
+        self.is_language_model = num_classes == vocab_size
+        self.token_embedding = nn.Embedding(vocab_size, d_model)
+        self.position_embedding = nn.Embedding(max_len, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(d_model, n_heads, dropout) for _ in range(n_layers)
+        )
+        self.final_norm = nn.LayerNorm(d_model)
+        self.classifier = nn.Linear(d_model, num_classes)
+        for embedding in (self.token_embedding, self.position_embedding):
+            nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Logits for `input_ids` (B, T), padded on the right if at all.
+
+        `attention_mask` (B, T) is 1 on tokens and 0 on padding; the classifier reads the last 1.
+        No mask is needed inside: attention is causal, so no token sees the padding behind it.
+        `cache`, an empty dict at first, keeps keys and values while text is generated one token
+        at a time.
+
+        Raises ValueError if a sequence is longer than max_len.
+        """
+        past = next(iter(cache.values()))[0].shape[2] if cache else 0
+        length = past + input_ids.shape[1]
+        if length > self.max_len:
+            raise ValueError(
+                f"a sequence of {length} tokens was given, but this model has {self.max_len} "
+                "positions (max_len): shorten the input or build the model with a larger max_len"
+            )
+        positions = torch.arange(past, length, device=input_ids.device)
+        x = self.token_embedding(input_ids) + self.position_embedding(positions)  # (B, T, d)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, cache)
+        if not self.is_language_model:
+            x = self._last_token(x, attention_mask)
+        return self.classifier(self.final_norm(x))
+
+    @staticmethod
+    def _last_token(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+        if attention_mask is None:
+            return x[:, -1]
+        last = attention_mask.sum(dim=1) - 1
+        return x[torch.arange(len(x), device=x.device), last]
+
+
+def default_device() -> torch.device:
+    """The best device at hand: CUDA, then Apple's MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+# --- the shipped base ----------------------------------------------------------------------------
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+BASE_FILE = PRETRAINED / "base.safetensors"
+
+
+def save_pretrained(
+    model: SmallTransformer, tokenizer: Tokenizer, config: dict, provenance: dict, path: Path
+) -> None:
+    """Write weights with everything needed to use and to trust them in the file's metadata."""
+    metadata = {
+        "config": json.dumps(config),
+        "characters": tokenizer.characters,
+        "provenance": json.dumps(provenance),
+    }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    save_file(tensors, path, metadata)
+
+
+def read_metadata(path: Path = BASE_FILE) -> dict:
+    """`config`, `characters` and `provenance` of a base file; raises as load_pretrained does."""
+    path = Path(path)
+    remedy = (
+        "restore it with `git checkout -- lora_lib/pretrained`, or train it anew with "
+        "`python -m lora_lib.experiments.pretrain`"
+    )
+    if not path.is_file():
+        raise FileNotFoundError(f"no base model at {path}; {remedy}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a complete safetensors file ({error}); {remedy}"
+        ) from error
+    missing = {"config", "characters", "provenance"} - metadata.keys()
+    if missing:
+        raise ValueError(
+            f"{path} is a safetensors file, but not a base model of this course: its metadata "
+            f"lacks {', '.join(sorted(missing))}; {remedy}"
+        )
+    return {
+        "config": json.loads(metadata["config"]),
+        "characters": metadata["characters"],
+        "provenance": json.loads(metadata["provenance"]),
+    }
+
+
+def load_pretrained(path: Path | str = BASE_FILE) -> tuple[SmallTransformer, Tokenizer]:
+    """The pretrained base, on the CPU and in eval mode, and its tokenizer.
+
+    Raises FileNotFoundError if the file is missing, ValueError if it is truncated, of another
+    format, or its weights do not fit its configuration.
+    """
+    metadata = read_metadata(Path(path))
+    model = SmallTransformer(**metadata["config"])
+    with safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {path} do not fit its configuration: {error}") from error
+    return model.eval(), Tokenizer(metadata["characters"])
+
+
+def classifier_from(base: SmallTransformer, num_classes: int) -> SmallTransformer:
+    """Give a copy-free classifier the body of `base` and a new random head, in place."""
+    d_model = base.classifier.in_features
+    base.classifier = nn.Linear(d_model, num_classes).to(base.classifier.weight.device)
+    base.is_language_model = False
+    return base
