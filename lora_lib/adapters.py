@@ -139,7 +139,9 @@ def _read(directory: Path) -> tuple[LoRAConfig, dict[str, Tensor]]:
         stored = json.loads((directory / CONFIG_FILE).read_text("utf-8"))
         tensors = load_file(directory / WEIGHTS_FILE)
     except (ValueError, SafetensorError) as error:
-        raise ValueError(f"the adapter in {directory} is damaged ({error}); save it anew") from error
+        raise ValueError(
+            f"the adapter in {directory} is damaged ({error}); save it anew"
+        ) from error
     _refuse_unsupported(stored, directory)
     targets = stored["target_modules"]
     config = LoRAConfig(

@@ -177,7 +177,7 @@ def add_lora_to_model(
     """
     if isinstance(target_modules, str) and target_modules != "all-linear":
         raise ValueError(
-            f'target_modules is the string {target_modules!r}; give a list, [{target_modules!r}], '
+            f"target_modules is the string {target_modules!r}; give a list, [{target_modules!r}], "
             'or the word "all-linear"'
         )
     if isinstance(modules_to_save, str):

@@ -46,9 +46,7 @@ def pretrain(
     tokenizer = make_tokenizer()
     config = dict(vocab_size=len(tokenizer), num_classes=len(tokenizer), **SHAPE)
     model = SmallTransformer(**config).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05
     )
@@ -70,7 +68,9 @@ def pretrain(
 
 def _store(checkpoint: Path, state: dict, steps: int) -> None:
     partial = checkpoint.with_suffix(".partial")
-    torch.save({name: part.state_dict() for name, part in state.items()} | {"steps": steps}, partial)
+    torch.save(
+        {name: part.state_dict() for name, part in state.items()} | {"steps": steps}, partial
+    )
     partial.replace(checkpoint)
 
 

@@ -43,7 +43,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. `pairs` None means all. rank, alpha, rslora, targets matter to LoRA only."""
+    """One training run; `pairs` None means all. Rank, alpha, rslora and targets are LoRA's."""
 
     method: str = "lora"  # or full, head, scratch
     script: str = "georgian"
@@ -143,12 +143,17 @@ def _thin(losses: list[float], every: int = 25) -> list[float]:
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 LORA_RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
+BEYOND = {1: 4e-2, 2: 4e-2, 64: 5e-4}  # one rate more where the best of these was at the edge
 EQUAL_BUDGET = {"W_q, W_v": 38, "attention": 19, "feed-forward": 15}  # ranks, for about 78,000
 
 
 def tuning_runs() -> list[Run]:
     """One seed, the centre's script, several learning rates; judged on validation."""
-    lora = [replace(CENTRE, rank=r, alpha=2.0 * r, lr=lr) for r in RANKS for lr in LORA_RATES]
+    lora = [
+        replace(CENTRE, rank=r, alpha=2.0 * r, lr=lr)
+        for r in RANKS
+        for lr in (*LORA_RATES, *([BEYOND[r]] if r in BEYOND else []))
+    ]
     grids = {
         "full": (3e-4, 5e-4, 1e-3, 2e-3, 4e-3),
         "head": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
@@ -164,7 +169,7 @@ def tuning_runs() -> list[Run]:
         "lora": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2),
         "full": (1e-4, 3e-4, 1e-3, 3e-3),
         "head": (1e-3, 1e-2, 1e-1),
-        "scratch": (3e-4, 1e-3, 3e-3),
+        "scratch": (1e-4, 3e-4, 1e-3, 3e-3),
     }
     classify = [
         replace(CENTRE, task="same-town", method=m, lr=lr)
@@ -208,8 +213,9 @@ def final_runs(rows: list[dict]) -> list[Run]:
         tuned(replace(CENTRE, targets="W_q, W_v")),
         *(tuned(replace(CENTRE, method=m)) for m in ("full", "head", "scratch")),
     ]
-    runs = [replace(tuned(replace(CENTRE, method="scratch")), script=s, steps=5000) for s in SCRIPTS]
-    runs += _seeds(methods, 5)
+    scratch = tuned(replace(CENTRE, method="scratch"))
+    runs = _seeds(methods, 5)
+    runs += _seeds([replace(scratch, script=s, steps=5000) for s in SCRIPTS], 3)
     for script in SCRIPTS:
         runs += _seeds([replace(m, script=script) for m in methods], 3)
     some = [m for m in methods if m.method != "head" and m.targets == "all-linear"]
@@ -234,7 +240,7 @@ def final_runs(rows: list[dict]) -> list[Run]:
         tuned(replace(CENTRE, task="same-town", method=m))
         for m in ("lora", "full", "head", "scratch")
     ]
-    runs += _seeds(same_town, 3) + _seeds([replace(m, pairs=500) for m in same_town[:2]], 3)
+    runs += _seeds(same_town, 3) + _seeds([replace(m, pairs=500) for m in same_town], 3)
     return list(dict.fromkeys(runs))
 
 
@@ -251,30 +257,17 @@ def load_results(path: Path = RESULTS) -> list[dict]:
 
 
 def select(rows: list[dict], **factors) -> list[dict]:
-    """The tuned runs that equal the centre except in the factors given (a value, or any of a list).
+    """The runs that equal the centre except in `factors`, one row a seed.
 
-    Of the tuning grid only the runs at the chosen rate count, unless `lr` is given.
+    Unless given, alpha is 2 · rank and the learning rate the one chosen on validation.
     """
-    wanted = asdict(CENTRE) | factors
-    del wanted["seed"]
+    run = replace(CENTRE, **factors)
+    if "alpha" not in factors:
+        run = replace(run, alpha=2.0 * run.rank)
     if "lr" not in factors:
-        del wanted["lr"]
-    rank, targets = wanted["rank"], wanted["targets"]
-    if "alpha" not in factors and not isinstance(rank, list):
-        wanted["alpha"] = 2.0 * rank
-    elif "alpha" not in factors:
-        del wanted["alpha"]
-
-    def fits(row: dict) -> bool:
-        for name, value in wanted.items():
-            if row[name] not in (value if isinstance(value, list) else [value]):
-                return False
-        run = Run(**{name: row[name] for name in asdict(CENTRE)})
-        if "lr" in factors or isinstance(targets, list):
-            return True
-        return row["lr"] == chosen_rate(rows, run)
-
-    return [row for row in rows if fits(row) and ("seed" not in factors or row["seed"] == factors["seed"])]
+        run = replace(run, lr=chosen_rate(rows, run))
+    wanted = {name: value for name, value in asdict(run).items() if name != "seed"}
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
 def _work(run: Run) -> dict:
