@@ -1,0 +1,69 @@
+"""LoRA from scratch: the library of the course. Start with lora_lib/lora.py."""
+
+from lora_lib.adapters import adapter_directory, adapter_names, load_adapter, save_adapter
+from lora_lib.analysis import analyze_weight_change_rank
+from lora_lib.data import (
+    BASE_SCRIPT,
+    SCRIPTS,
+    SyntheticDataset,
+    create_synthetic_data,
+    load_pairs,
+    load_spellings,
+    same_town_dataset,
+    same_town_pairs,
+)
+from lora_lib.lora import (
+    LoRALinear,
+    add_lora_to_model,
+    count_parameters,
+    freeze_non_lora_params,
+    merge_lora_weights,
+    unload_lora,
+    unmerge_lora_weights,
+)
+from lora_lib.model import (
+    FeedForward,
+    MultiHeadAttention,
+    SmallTransformer,
+    TransformerBlock,
+    classifier_from,
+    default_device,
+    load_pretrained,
+)
+from lora_lib.plots import visualize_lora_hyperparameters
+from lora_lib.training import adapt, evaluate, train_model, transliterate
+
+__all__ = [
+    "BASE_SCRIPT",
+    "SCRIPTS",
+    "FeedForward",
+    "LoRALinear",
+    "MultiHeadAttention",
+    "SmallTransformer",
+    "SyntheticDataset",
+    "TransformerBlock",
+    "adapt",
+    "adapter_directory",
+    "adapter_names",
+    "add_lora_to_model",
+    "analyze_weight_change_rank",
+    "classifier_from",
+    "count_parameters",
+    "create_synthetic_data",
+    "default_device",
+    "evaluate",
+    "freeze_non_lora_params",
+    "load_adapter",
+    "load_pairs",
+    "load_pretrained",
+    "load_spellings",
+    "merge_lora_weights",
+    "same_town_dataset",
+    "same_town_pairs",
+    "save_adapter",
+    "train_model",
+    "transliterate",
+    "unload_lora",
+    "unmerge_lora_weights",
+    "visualize_lora_hyperparameters",
+]

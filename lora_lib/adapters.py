@@ -75,7 +75,10 @@ def load_adapter(model: nn.Module, directory: Path | str, trainable: bool = Fals
     fresh = not any(isinstance(m, LoRALinear) for m in model.modules())
     if fresh:
         settings = vars(config) | {"target_modules": config.target_modules}
-        add_lora_to_model(model, **settings)
+        try:
+            add_lora_to_model(model, **settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{directory} does not fit this model: {error}") from error
     elif _peft_config(model.lora_config) != _peft_config(config):
         raise ValueError(
             f"this model has LoRA layers with {model.lora_config}, but {directory} holds {config}; "
@@ -142,6 +145,8 @@ def _read(directory: Path) -> tuple[LoRAConfig, dict[str, Tensor]]:
         raise ValueError(
             f"the adapter in {directory} is damaged ({error}); save it anew"
         ) from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"the configuration in {directory} is not a JSON object; save it anew")
     _refuse_unsupported(stored, directory)
     targets = stored["target_modules"]
     config = LoRAConfig(
@@ -161,7 +166,7 @@ def _refuse_unsupported(stored: dict, directory: Path) -> None:
     problems = [f"{k} is {stored.get(k)!r}" for k, v in wanted.items() if stored.get(k) != v]
     problems += [f"{key} is {stored[key]!r}" for key in off if stored.get(key)]
     problems += [f"{key} is missing" for key in ("r", "lora_alpha", "target_modules")
-                 if key not in stored]  # fmt: skip
+                 if stored.get(key) is None]  # fmt: skip
     if problems:
         raise ValueError(f"{directory} uses what this library does not: " + "; ".join(problems))
 

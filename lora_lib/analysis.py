@@ -96,3 +96,20 @@ def with_changes_cut(before: nn.Module, after: nn.Module, rank: int) -> nn.Modul
         base = before.get_submodule(path).weight
         cut.get_submodule(path).weight.copy_(base + low_rank_part(change, rank))
     return cut
+
+
+def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Bytes that one training step leaves behind: weights, gradients, optimizer state, and the
+    size of a checkpoint of what was trained. Call it after a step."""
+
+    def size(tensors) -> int:
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    parameters = list(model.parameters())
+    state = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
+    return {
+        "weights": size(parameters),
+        "gradients": size(p.grad for p in parameters if p.grad is not None),
+        "optimizer state": size(state),
+        "checkpoint": size(p for p in parameters if p.requires_grad),
+    }

@@ -83,6 +83,8 @@ def fit(
             if len(losses) % 25 == 0:  # reading the loss makes a GPU wait: now and then is enough
                 _require_finite(losses[-1], len(losses), lr)
                 bar.set_postfix(loss=f"{losses[-1].item():.3f}", refresh=False)
+        if losses:
+            _require_finite(losses[-1], len(losses), lr)
     except KeyboardInterrupt:
         print(f"interrupted after {len(losses)} of {steps} steps")
     finally:
@@ -124,6 +126,8 @@ def transliterate(
     """The model's spelling of every Latin name, by greedy decoding, in the order given.
 
     Prompts of equal length run together with a key-value cache, so no padding is needed.
+
+    Raises TypeError if `names` is one string, ValueError if a name leaves no room to write.
     """
     if isinstance(names, str):
         raise TypeError(f"names is the string {names!r}; give a list of names: [{names!r}]")
@@ -145,6 +149,11 @@ def transliterate(
 
 def _greedy(model: SmallTransformer, prompts: Tensor, max_new: int) -> list[list[int]]:
     """prompts (B, T), all of one length → the generated ids of each row, up to EOS."""
+    if prompts.shape[1] >= model.max_len:
+        raise ValueError(
+            f"a name of {prompts.shape[1] - 2} characters leaves no room in the model's "
+            f"{model.max_len} positions (max_len); shorten it"
+        )
     cache: dict = {}
     step_input, generated = prompts, []
     alive = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)

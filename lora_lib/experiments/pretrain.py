@@ -48,7 +48,7 @@ def pretrain(
     model = SmallTransformer(**config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05
+        optimizer, LEARNING_RATE, total_steps=steps, pct_start=max(0.05, 2 / steps)
     )
     state = {"model": model, "optimizer": optimizer, "schedule": schedule}
     done = _restore(checkpoint, state, device)

@@ -1,0 +1,600 @@
+"""Checks of notebook 07: five exercises, what their results support, and the exit quiz."""
+
+import copy
+import random
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lora_lib.adapters import load_adapter, save_adapter
+from lora_lib.analysis import k90, singular_values, weight_changes
+from lora_lib.exercises.engine import Choice, Exercise, Wrong
+from lora_lib.lora import (
+    LoRALinear,
+    add_lora_to_model,
+    count_parameters,
+    lora_layers,
+    merge_lora_weights,
+)
+from lora_lib.model import SmallTransformer, load_pretrained
+
+# --- 1: other target modules ---------------------------------------------------------------------
+
+LINEAR_NAMES = ("W_q", "W_k", "W_v", "W_o", "linear1", "linear2")
+
+
+def _test_lora_on(learner) -> None:
+    rank = random.choice((2, 3, 5, 7))
+    model = _check_lora_on(learner, ("W_k", "W_o"), rank)
+    names = tuple(random.sample(LINEAR_NAMES, 3))
+    try:
+        second = _check_lora_on(learner, names, rank + 1)
+    except ValueError as error:
+        if "has LoRA layers already" in str(error):
+            raise Wrong(
+                "the second call found the model of the first: take a fresh base inside the "
+                "function, with load_pretrained()"
+            ) from None
+        raise
+    if second is model:
+        raise Wrong("two calls returned one and the same model; take a fresh base inside")
+
+
+def _check_lora_on(learner, names: tuple[str, ...], rank: int) -> nn.Module:
+    result = learner(names, rank)
+    if result is None:
+        raise NotImplementedError
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], nn.Module)):
+        raise Wrong("return two things, the model and its number of trainable parameters")
+    model, count = result
+    layers = {p: m for p, m in model.named_modules() if isinstance(m, LoRALinear)}
+    if not layers:
+        raise Wrong("the model you returned has no LoRA layers")
+    found = {path.rpartition(".")[2] for path in layers}
+    if found != set(names):
+        more = " (the default targets: names was not passed on)" if found == {"W_q", "W_v"} else ""
+        raise Wrong(f"asked for {sorted(names)}, LoRA sits on {sorted(found)}{more}")
+    ranks = {layer.rank for layer in layers.values()}
+    if ranks != {rank}:
+        raise Wrong(f"asked for rank {rank}, found {sorted(ranks)}; pass rank on")
+    scaling = next(iter(layers.values())).scaling
+    if abs(scaling - 2) > 1e-6:
+        raise Wrong(
+            f"alpha / rank is {scaling:.3g} and should be 2: alpha has to be computed from the "
+            "rank, or two ranks differ in step size too"
+        )
+    trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+    loose = [n for n in trainable if not n.endswith((".lora_A", ".lora_B"))]
+    if loose:
+        raise Wrong(f"{loose[0]} still trains, so this is not LoRA alone; freeze the base")
+    if len(trainable) != 2 * len(layers):
+        raise Wrong("some LoRA factors do not require a gradient, so they cannot be trained")
+    expected = sum(rank * sum(layer.weight.shape) for layer in layers.values())
+    if count == count_parameters(model):
+        raise Wrong("you counted every parameter; count those with requires_grad only")
+    if count != expected:
+        raise Wrong(f"the factors hold {expected:,} parameters, you returned {count:,}")
+    base, tokenizer = load_pretrained()
+    prompt = torch.tensor([tokenizer.prompt("Hrazdan")])
+    with torch.inference_mode():
+        same = torch.allclose(model.cpu().eval()(prompt), base(prompt), atol=1e-4)
+    if not same:
+        raise Wrong("untrained LoRA changes nothing, but this model does not answer as the base")
+    return model
+
+
+lora_on = Exercise(
+    _test_lora_on,
+    why="The choice of targets is one argument; what it is worth is a measurement.",
+    hints=[
+        "Three steps: a fresh base, LoRA on the named layers, everything else frozen.",
+        "add_lora_to_model(model, rank, alpha, names), with alpha = 2 * rank.",
+        "After freeze_non_lora_params(model), count_parameters(model, only_trainable=True).",
+    ],
+)
+
+conclude_targets = Choice(
+    question="Q and V against K and O: equal counts, one learning rate, one seed, a short "
+    "training. Which conclusion does your result support?",
+    options={
+        "a": "The pair with the lower error is the better choice for LoRA in general.",
+        "b": "Both pairs lower the loss on this task; to rank them takes several seeds and a "
+        "learning rate tuned for each.",
+        "c": "The choice of target modules never matters, only the number of parameters.",
+        "d": "K and O cannot be adapted, because the paper uses Q and V.",
+    },
+    right="b",
+    why="One run shows that a choice works at all; a ranking needs the spread over seeds.",
+    misconceptions={
+        "a": "one seed, one rate and one task were measured; notebook 06 shows what each can turn.",
+        "c": "equal budgets on other layers gave other results in notebook 06.",
+        "d": "your run lowered the loss with K and O; Q and V are a habit, not a law.",
+    },
+)
+
+
+# --- 2: an equal budget --------------------------------------------------------------------------
+
+
+def _test_rank_for_budget(learner) -> None:
+    for round_number in range(4):
+        torch.manual_seed(random.randrange(10**6))
+        d = 8 * random.randint(1, 5)
+        model = SmallTransformer(random.randint(20, 60), d, 4, random.randint(2, 3), 5)
+        names = tuple(random.sample(LINEAR_NAMES, random.randint(2, 4)))
+        if round_number == 0:
+            names = ("W_q", "linear1")
+        cost = _check_rank_for_budget(learner, model, names, exact=round_number == 1)
+    try:
+        answer = learner(model, names, cost - 1)
+    except ValueError:
+        return
+    raise Wrong(f"a budget below rank 1 must raise ValueError; your function returned {answer}")
+
+
+def _check_rank_for_budget(learner, model: nn.Module, names: tuple, exact: bool) -> int:
+    """Compare one answer with the right one; returns what rank 1 costs."""
+    shapes = [
+        tuple(m.weight.shape)
+        for p, m in model.named_modules()
+        if isinstance(m, nn.Linear) and p.endswith(tuple("." + name for name in names))
+    ]
+    one = sum(d_out + d_in for d_out, d_in in shapes)  # parameters of rank 1
+    rank = random.randint(3, 20)
+    budget = rank * one if exact else rank * one + one - random.randint(1, one // 4)
+    before = _facts(model)
+    answer = learner(model, names, budget)
+    if answer is None:
+        raise NotImplementedError
+    if _facts(model) != before:
+        raise Wrong("your function changed the model it was given; work on its shapes or a copy")
+    if answer == rank + 1:
+        raise Wrong(
+            f"rank {answer} takes {answer * one:,} parameters, over the budget of {budget:,}: "
+            "round down"
+        )
+    if exact and answer == rank - 1:
+        raise Wrong(f"rank {rank} takes {rank * one:,}, exactly the budget; it still fits")
+    if answer == budget // sum(shapes[0]):
+        raise Wrong("you counted one layer; every layer with a matching name gets factors")
+    if answer == budget // sum(d_out * d_in for d_out, d_in in shapes):
+        raise Wrong("d_out · d_in counts the full weights; the factors hold r · (d_out + d_in)")
+    if answer != rank:
+        raise Wrong(f"for {names} and {budget:,} parameters the rank is {rank}, not {answer}")
+    return one
+
+
+def _facts(model: nn.Module) -> list:
+    modules = [(path, type(module)) for path, module in model.named_modules()]
+    return modules + [(name, p.requires_grad) for name, p in model.named_parameters()]
+
+
+rank_for_budget = Exercise(
+    _test_rank_for_budget,
+    why="Targets can now be compared at one price, so what differs is where the rank is spent.",
+    hints=[
+        "How many parameters does rank 1 take? Rank r takes r times that.",
+        "Look at named_modules() for nn.Linear whose path ends in one of the names; a layer costs "
+        "d_out + d_in.",
+        "budget // cost, and ValueError if that is 0.",
+    ],
+)
+
+conclude_budget = Choice(
+    question="All layers at rank 8, feed-forward at rank 15, attention at rank 19, W_q and W_v at "
+    "rank 38: about one budget. Which conclusion do the recorded results support?",
+    options={
+        "a": "A higher rank on fewer layers is the better use of a budget.",
+        "b": "Feed-forward layers always matter more than attention.",
+        "c": "On this task the same budget does more when it is spread over all layers than when "
+        "it is put into W_q and W_v.",
+        "d": "All layers win because they have more trainable parameters.",
+    },
+    right="c",
+    why="The price is equal and the result is not, so it matters where the rank is spent.",
+    misconceptions={
+        "a": "the highest rank stands on W_q and W_v, which came out last in the table.",
+        "b": "one task and one model were measured, and the two stand close; look at the spread.",
+        "d": "the counts are within three per cent of each other; that is what your function is "
+        "for.",
+    },
+)
+
+
+# --- 3: two tasks, two adapters ------------------------------------------------------------------
+
+
+def _test_swap(learner) -> None:
+    torch.manual_seed(random.randrange(10**6))
+    base = SmallTransformer(20, 16, 2, 2, 20, dropout=0.0).eval()
+    model = copy.deepcopy(base)
+    with tempfile.TemporaryDirectory() as folder:
+        one = _random_adapter(base, Path(folder) / "one", 2, ("W_q", "W_v"))
+        other = _random_adapter(base, Path(folder) / "other", 5, "all-linear")
+        third = _random_adapter(base, Path(folder) / "third", 2, ("W_q", "W_v"))
+        _check_swap(learner, base, model, one, "a plain model")
+        _check_swap(learner, base, model, third, "an adapter of the same configuration on it")
+        _check_swap(learner, base, model, other, "an adapter of another rank and targets on it")
+        merge_lora_weights(model)
+        _check_swap(learner, base, model, one, "a merged adapter on it")
+
+
+def _random_adapter(base: nn.Module, directory: Path, rank: int, targets) -> Path:
+    model, layers = add_lora_to_model(copy.deepcopy(base), rank, 4.0, targets)
+    for layer in layers:
+        nn.init.normal_(layer.lora_B, std=0.3)
+    return save_adapter(model, directory)
+
+
+def _check_swap(learner, base, model, directory: Path, state: str) -> None:
+    ids = torch.randint(5, 20, (3, 6))
+    try:
+        result = learner(model, directory)
+    except ValueError as error:
+        if "has no LoRA layers" in str(error):
+            raise Wrong(
+                "the model may be plain: there is nothing to take off on the first call, so ask "
+                "whether it has LoRA layers"
+            ) from None
+        if "has LoRA layers" in str(error) or "unmerge" in str(error):
+            raise Wrong(
+                f"with {state}, load_adapter refused: take off what is there first ({error})"
+            ) from None
+        raise
+    if result is None and not any(lora_layers(model)):
+        raise NotImplementedError
+    if result is None:
+        raise Wrong("return the model")
+    if result is not model:
+        raise Wrong("you returned another model; one base in memory is the point of swapping")
+    _check_base_bits(base, model, state)
+    with torch.inference_mode():
+        written, plain = model.eval()(ids), base(ids)
+        wanted = load_adapter(copy.deepcopy(base), directory)(ids)
+    if torch.allclose(written, wanted, atol=1e-4):
+        return
+    if torch.allclose(written, plain, atol=1e-4):
+        raise Wrong("the model answers as the bare base: the new adapter is not on it")
+    raise Wrong(f"with {state}, the outputs are not those of the base with the new adapter alone")
+
+
+def _check_base_bits(base: nn.Module, model: nn.Module, state: str) -> None:
+    state_dict = {n.replace(".original.", "."): t for n, t in model.state_dict().items()}
+    moved = {
+        name: (state_dict[name] - tensor).abs().max().item()
+        for name, tensor in base.state_dict().items()
+        if not torch.equal(state_dict[name], tensor)
+    }
+    if not moved:
+        return
+    name, size = max(moved.items(), key=lambda item: item[1])
+    if size < 1e-5:
+        raise Wrong(
+            f"with {state}, {name} is off by {size:.0e}: W + ΔW − ΔW is not W in floating point; "
+            "put the kept weight back instead of subtracting"
+        )
+    raise Wrong(
+        f"with {state}, the base weight {name} moved by {size:.2g}: an adapter was merged into it. "
+        "unload_lora merges unless you say merge=False, and a swap merges nothing"
+    )
+
+
+swap = Exercise(
+    _test_swap,
+    why="One base serves any number of tasks, and nothing of one task leaks into the next.",
+    hints=[
+        "Two steps: take off what is on the model, then load the new adapter.",
+        "unload_lora(model, merge=False) puts the original weights back, also after a merge; it "
+        "raises on a plain model.",
+        "any(isinstance(m, LoRALinear) for m in model.modules()) says whether there is something "
+        "to take off.",
+    ],
+)
+
+conclude_swap = Choice(
+    question="You wrote towns in two scripts with one base and found its weights unchanged bit for "
+    "bit. Which conclusion does this support?",
+    options={
+        "a": "Both adapters can be active at once without disturbing each other.",
+        "b": "Adapters make full fine-tuning unnecessary for every task.",
+        "c": "Training two adapters takes as long as training one.",
+        "d": "Another task costs the memory of its adapter, not another base, and it cannot harm "
+        "the tasks before it.",
+    },
+    right="d",
+    why="Each adapter is loaded onto the same untouched base, so tasks stay apart.",
+    misconceptions={
+        "a": "you had one adapter on at a time; the sum of two is a third model, not measured.",
+        "b": "swapping says nothing about quality; in the recorded results full fine-tuning stays "
+        "ahead.",
+        "c": "each adapter was trained in a run of its own.",
+    },
+)
+
+
+# --- 4: SVD of the merged change -----------------------------------------------------------------
+
+
+def _test_change_ranks(learner) -> None:
+    torch.manual_seed(random.randrange(10**6))
+    before = nn.ModuleDict(
+        {"first": nn.Linear(40, 56), "same": nn.Linear(30, 30), "last": nn.Linear(64, 32)}
+    )
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        after["same"].bias += 1.0
+        for name in ("first", "last"):
+            after[name].weight += _planted(*after[name].weight.shape, decay=0.8, rank=24)
+    answer = _ask_for_ranks(learner, before, after)
+    spectra = {n: singular_values(c) for n, c in weight_changes(before, after).items() if c.any()}
+    right = {name: k90(values) for name, values in spectra.items()}
+    if any(key.endswith((".weight", ".bias")) for key in answer):
+        raise Wrong('keys are paths of layers such as "first", not names of parameters')
+    if "same" in answer:
+        raise Wrong('the weight of "same" did not change (its bias did), so leave it out')
+    if answer.keys() != right.keys():
+        raise Wrong(f"the changed layers are {sorted(right)}; your keys are {sorted(answer)}")
+    answer = {name: float(value) for name, value in answer.items()}
+    if answer == right:
+        return
+    of_sigma = {n: k90(values.sqrt()) for n, values in spectra.items()}
+    of_weight = {n: k90(singular_values(after[n].weight)) for n in spectra}
+    if answer == of_weight:
+        raise Wrong("you measured the weight after training; the question is its change")
+    if answer == of_sigma:
+        raise Wrong("you add up σ; energy is σ², so square the singular values")
+    if answer == {n: k - 1 for n, k in right.items()}:
+        raise Wrong("one too few: the value that crosses 90 % counts too")
+    if all(answer[n] >= 24 for n in right):
+        raise Wrong(
+            "you counted all directions that are not zero; k90 counts those that hold 90 % of the "
+            "energy"
+        )
+    raise Wrong(f"the answer is {right}, and you returned {answer}")
+
+
+def _ask_for_ranks(learner, before: nn.Module, after: nn.Module) -> dict:
+    try:
+        answer = learner(before, after)
+    except ValueError as error:
+        if "every singular value is zero" in str(error):
+            raise Wrong(
+                "one layer did not change, and k90 of nothing is undefined; leave it out"
+            ) from None
+        raise
+    if answer is None:
+        raise NotImplementedError
+    if not isinstance(answer, dict):
+        raise Wrong(f"return a dict from path to k90; you returned a {type(answer).__name__}")
+    return answer
+
+
+def _planted(d_out: int, d_in: int, decay: float, rank: int) -> Tensor:
+    """A (d_out, d_in) matrix whose singular values are 1, decay, decay², …: `rank` of them."""
+    u = torch.linalg.qr(torch.randn(d_out, rank)).Q
+    v = torch.linalg.qr(torch.randn(d_in, rank)).Q
+    return u * decay ** torch.arange(rank) @ v.T
+
+
+change_ranks = Exercise(
+    _test_change_ranks,
+    why="You can now ask any pair of checkpoints how many directions training used.",
+    hints=[
+        "Walk over before.named_modules() and keep the nn.Linear; the partner is "
+        "after.get_submodule(path).",
+        "torch.linalg.svdvals(change), squared, summed from the front, divided by the total.",
+        "weight_changes, singular_values and k90 of lora_lib.analysis do most of it; skip a "
+        "change without any non-zero entry.",
+    ],
+)
+
+conclude_ranks = Choice(
+    question="Merged adapter: k90 of every change at most 8. Full fine-tuning: k90 of attention "
+    "changes between noise and 8. Which conclusion do these results support?",
+    options={
+        "a": "The adapter's changes are low-rank by construction; full fine-tuning found changes "
+        "of higher rank, so a low rank suffices without being what it finds.",
+        "b": "Training discovered that the task has rank 8.",
+        "c": "Full fine-tuning's change is noise.",
+        "d": "LoRA cannot come near full fine-tuning, since the ranks differ so much.",
+    },
+    right="a",
+    why="That a low-rank change suffices does not say that full fine-tuning finds one.",
+    misconceptions={
+        "b": "B·A has rank 8 at most, whatever the data; you found what was put in.",
+        "c": "its k90 lies well below that of noise of the same shape.",
+        "d": "the exact matches stand close while the ranks do not: two different changes can do "
+        "nearly the same.",
+    },
+)
+
+
+# --- 5: a quantised base -------------------------------------------------------------------------
+
+
+def _test_quantise(learner) -> None:
+    torch.manual_seed(random.randrange(10**6))
+    for bits in (8, 4, random.choice((3, 5, 6))):
+        d_out, d_in = random.randint(20, 30), random.randint(40, 60)
+        weight = torch.randn(d_out, d_in) * 10 ** torch.linspace(-2, 1, d_out)[:, None]
+        weight[3] = 0
+        _check_quantise(learner, weight, bits)
+
+
+def _check_quantise(learner, weight: Tensor, bits: int) -> None:
+    given = weight.clone()
+    result = learner(given, bits)
+    if result is None:
+        raise NotImplementedError
+    if not torch.equal(given, weight):
+        raise Wrong("your function changed the weight it was given")
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise Wrong("return two tensors, integers and scales")
+    integers, scales = result
+    if integers.is_floating_point():
+        raise Wrong(
+            f"the integers have dtype {integers.dtype}, which saves no memory; use torch.int8"
+        )
+    if integers.dtype != torch.int8 or integers.shape != weight.shape:
+        raise Wrong(
+            f"integers should be int8 of shape {tuple(weight.shape)}; you returned "
+            f"{integers.dtype}, {tuple(integers.shape)}"
+        )
+    if scales.numel() == 1:
+        raise Wrong("one scale for all: the row with the largest weights spoils every other row")
+    if scales.numel() == weight.shape[1]:
+        raise Wrong("one scale an input channel (column); an output channel is a row of W")
+    if scales.shape != (len(weight), 1):
+        raise Wrong(
+            f"scales should have shape {(len(weight), 1)}, so that integers * scales works; yours "
+            f"is {tuple(scales.shape)} (keepdim=True helps)"
+        )
+    if not (scales > 0).all():  # also if it is NaN
+        raise Wrong("a row of zeros gives 0 / 0; a scale must be positive there too")
+    _check_restored(weight, integers * scales, integers, bits)
+
+
+def _check_restored(weight: Tensor, restored: Tensor, integers: Tensor, bits: int) -> None:
+    top = 2 ** (bits - 1) - 1
+    step = (weight.abs().amax(dim=1, keepdim=True) / top).clamp_min(1e-12)
+    error = ((restored - weight).abs() / step).max().item()
+    used = integers.int().abs().max().item()
+    if error > 2 * top - 2:
+        raise Wrong(
+            f"the largest weight of a row came back with the wrong sign or size: at {bits} bits "
+            f"the integers must stay within ±{top}, or they wrap round"
+        )
+    if used > top:
+        raise Wrong(f"an integer is {used} in size; {bits} bits hold at most ±{top}")
+    if error > 1.01:
+        raise Wrong(
+            f"an entry is off by {error:.1f} steps of max / {top}; half a step is possible. Look "
+            "at the scale"
+        )
+    if error > 0.51:
+        raise Wrong("an entry is off by more than half a step: round, do not cut off")
+
+
+quantise = Exercise(
+    _test_quantise,
+    why="A base can be kept in a quarter of its bytes or fewer, and each row has its own step.",
+    hints=[
+        "bits give integers from −top to top with top = 2**(bits − 1) − 1; a row's scale is its "
+        "largest size over top.",
+        "weight.abs().amax(dim=1, keepdim=True) / top has shape (d_out, 1).",
+        "(weight / scale).round().to(torch.int8), with a scale of 1 where the row is all zero.",
+    ],
+)
+
+conclude_quantise = Choice(
+    question="The Georgian adapter, trained on the float32 base, on a base of 8, 4 and 2 bits. "
+    "Which conclusion do your results support?",
+    options={
+        "a": "Fewer bits are always free, since the adapter repairs every loss.",
+        "b": "QLoRA quantises the adapter, so that it gets smaller.",
+        "c": "At 8 and 4 bits the loss is small beside the memory saved; at 2 bits the base is "
+        "damaged too much for this adapter.",
+        "d": "Quantisation makes training faster.",
+    },
+    right="c",
+    why="How many bits a base can lose is a measurement, for each model and each scheme.",
+    misconceptions={
+        "a": "at 2 bits the error rate is close to 1; the adapter was not made for that base.",
+        "b": "the base was quantised; the factors stayed float32.",
+        "d": "speed was not measured, and the weights are turned back into floats to multiply.",
+    },
+)
+
+
+# --- the exit quiz -------------------------------------------------------------------------------
+
+quiz_reset = Choice(
+    question="1. You merged an adapter, set A and B to zero, and train on. What happens?",
+    options={
+        "a": "A new adapter is learned on top of the merged weights.",
+        "b": "Only A is learned at first, then B follows.",
+        "c": "Nothing is learned: with A = B = 0 both gradients are zero, at every step.",
+        "d": "The merged change is undone.",
+    },
+    right="c",
+    why="B = 0 with A drawn anew starts afresh; both at zero is stuck.",
+    misconceptions={
+        "a": "the gradient of A carries a factor B and that of B a factor A; both are zero.",
+        "b": "at an ordinary start B moves first, thanks to a random A; here A is zero too.",
+        "d": "the merged weight is a plain weight now and keeps its change.",
+    },
+)
+
+quiz_alpha = Choice(
+    question="2. You go from r = 8, α = 16 to r = 32, leave α at 16, and the result changes. What "
+    "follows?",
+    options={
+        "a": "Rank and step size changed together; tune the learning rate at each rank first.",
+        "b": "The task needs a higher (or lower) rank.",
+        "c": "α has no influence, since it was not changed.",
+        "d": "The larger adapter overfits.",
+    },
+    right="a",
+    why="The scaling α / r fell to a quarter, so the two runs differ in more than capacity.",
+    misconceptions={
+        "b": "two things changed at once: the rank, and the scaling from 2 to 0.5.",
+        "c": "what acts is α / r, and that changed.",
+        "d": "nothing here separates overfitting from a smaller step.",
+    },
+)
+
+quiz_memory = Choice(
+    question="3. A 7B model trains with LoRA at r = 16 and just does not fit. What helps most?",
+    options={
+        "a": "Go to r = 8, which halves the memory.",
+        "b": "Freeze A, so that the base needs no memory.",
+        "c": "Merge the adapter while training.",
+        "d": "Keep the base in fewer bits, or cut activations (shorter sequences, smaller batches, "
+        "checkpointing).",
+    },
+    right="d",
+    why="Base weights and activations dominate; the factors with their optimizer state are little.",
+    misconceptions={
+        "a": "it halves the adapter's part, which is a small part of the whole.",
+        "b": "the base stays in memory whatever is frozen.",
+        "c": "merged layers have nothing to train, and the base weighs the same.",
+    },
+)
+
+quiz_latency = Choice(
+    question="4. When does LoRA add no cost at inference?",
+    options={
+        "a": "Always: the factors are small.",
+        "b": "After merging, when the layers are plain nn.Linear again.",
+        "c": "When one batch mixes several adapters.",
+        "d": "When the rank is at most 8.",
+    },
+    right="b",
+    why="Merged, the model has the base's layers and does the base's arithmetic.",
+    misconceptions={
+        "a": "unmerged, every targeted layer runs two more small products.",
+        "c": "a mixed batch needs the adapters unmerged, so it pays for them.",
+        "d": "a low rank makes the extra work small, not nought.",
+    },
+)
+
+quiz_when = Choice(
+    question="5. Your base knows nothing of the task, you have plenty of data and compute, and "
+    "from scratch reaches the same score. What do you use?",
+    options={
+        "a": "LoRA with a higher rank: rank makes up for a missing base.",
+        "b": "LoRA, since it beats training from scratch.",
+        "c": "The simplest thing that reaches the score; LoRA has nothing to build on here.",
+        "d": "Several adapters added up.",
+    },
+    right="c",
+    why="LoRA adapts what a base knows; this course's same-town task shows the limit.",
+    misconceptions={
+        "a": "rank lets a change be richer; it brings no knowledge.",
+        "b": "in the recorded results from scratch ties it in one task, and beats it in several "
+        "scripts with ten times the steps.",
+        "d": "a sum of adapters still changes the same base.",
+    },
+)

@@ -1,0 +1,109 @@
+"""What only a notebook needs: claims, predictions, tables, and the library's source on the page."""
+
+import html
+import inspect
+import os
+from collections.abc import Callable, Sequence
+
+from IPython.display import HTML, Code, display
+
+
+def strict() -> bool:
+    """Whether a claim that fails, or a wrong answer, raises: in the tests, not for a learner."""
+    return os.environ.get("LORA_LIB_STRICT") == "1"
+
+
+def claim(
+    statement: str,
+    value: float,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    equals: float | None = None,
+) -> None:
+    """Print a statement, the measured value and its bound, and whether it holds.
+
+    Raises ValueError unless exactly one bound is given; AssertionError if the claim fails while
+    LORA_LIB_STRICT=1 is set, as the tests do.
+    """
+    bounds = {"at least": at_least, "at most": at_most, "exactly": equals}
+    given = [(word, bound) for word, bound in bounds.items() if bound is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"claim needs one of at_least, at_most and equals; {len(given)} were given"
+        )
+    word, bound = given[0]
+    holds = {"at least": value >= bound, "at most": value <= bound, "exactly": value == bound}[word]
+    report = f"{statement}: measured {_number(value)}, claimed {word} {_number(bound)}"
+    if strict() and not holds:
+        raise AssertionError(report)
+    print(("Holds. " if holds else "Does not hold under your settings. ") + report)
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+_predictions: dict[str, tuple[str, Sequence[str], str | None]] = {}
+
+
+def predict(name: str, question: str, options: Sequence[str], guess: str | None) -> None:
+    """Store your guess, the letter of an option, before you see the answer; `reveal` shows both.
+
+    Raises ValueError for a guess that is neither None nor the letter of an option.
+    """
+    letters = "abcdefgh"[: len(options)]
+    if guess is not None and guess not in tuple(letters):
+        raise ValueError(f"guess is {guess!r}; it must be None or one of {', '.join(letters)}")
+    chosen = None if guess is None else options[letters.index(guess)]
+    _predictions[name] = question, options, chosen
+    print(question)
+    for letter, option in zip(letters, options, strict=True):
+        print(f"  {letter}) {option}")
+    print(
+        f"Your prediction: {chosen}" if chosen else 'Set guess to a letter, such as "a", and run.'
+    )
+
+
+def reveal(name: str, outcome: str) -> None:
+    """Show what happened beside what you predicted under `name`."""
+    question, _, chosen = _predictions.get(name, ("", (), None))
+    show_table(["question", "you predicted", "measured"], [[question, chosen or "—", outcome]])
+
+
+def show_source(*objects: Callable | type) -> None:
+    """The very source of library functions or classes, highlighted."""
+    for item in objects:
+        display(Code(inspect.getsource(item), language="python"))
+
+
+def show_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    caption: str = "",
+    recorded: bool = False,
+) -> None:
+    """A table; floats get three digits, `recorded` marks numbers that come from committed results.
+
+    Text of any script is set in its own direction.
+    """
+    mark = "recorded results; " if recorded and caption else "recorded results" if recorded else ""
+    head = "".join(f"<th style='text-align:left'>{html.escape(c)}</th>" for c in columns)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    display(
+        HTML(
+            f"<table style='font-size:1.05em'><caption style='caption-side:bottom;"
+            f"text-align:left'>{mark}{html.escape(caption)}</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"<td style='text-align:right'>{value:.3f}</td>"
+    if isinstance(value, int):
+        return f"<td style='text-align:right'>{value:,}</td>"
+    return f"<td dir='auto' style='text-align:left'>{html.escape(str(value))}</td>"

@@ -1,0 +1,74 @@
+import unicodedata
+
+import pytest
+
+from lora_lib.baselines import MAX_IMAGE, CountingTable, align, context_table, letter_table
+from lora_lib.data import Pair, load_pairs, load_spellings
+from lora_lib.experiments.baselines import load_baselines, score
+from lora_lib.training import score_names
+
+TOY = [Pair("sha", "ша"), Pair("shi", "ши"), Pair("sa", "са"), Pair("ha", "ха"), Pair("si", "си")]
+
+
+def nfd(text):
+    return unicodedata.normalize("NFD", text)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return load_pairs("georgian", "train")[:500]
+
+
+def test_an_alignment_joined_is_the_pair_again(pairs):
+    alignments = align(pairs)
+    joined = [tuple("".join(side) for side in zip(*a, strict=True)) for a in alignments]
+    fitting = [(nfd(p.latin), nfd(p.target)) for p in pairs]
+    assert joined == [(s, t) for s, t in fitting if len(t) <= MAX_IMAGE * len(s)]
+
+
+def test_a_letter_has_at_most_three_letters_as_its_image(pairs):
+    images = [image for alignment in align(pairs) for _, image in alignment]
+    assert max(map(len, images)) <= 3
+
+
+def test_a_pair_that_no_alignment_can_explain_is_left_out():
+    assert len(align([Pair("a", "абвг"), Pair("a", "а")])) == 1
+
+
+def test_alignment_finds_the_letters_that_belong_together():
+    ring = [Pair("ab", "аб"), Pair("ba", "ба"), Pair("bb", "бб"), Pair("aab", "ааб")]
+    assert align(ring)[3] == [("a", "а"), ("a", "а"), ("b", "б")]
+
+
+def test_a_letter_table_writes_the_most_frequent_image_of_each_letter():
+    table = letter_table([Pair("ab", "аб"), Pair("ba", "ба"), Pair("aa", "аа")])
+    assert table.write(["abba", "xa", ""]) == ["абба", "а", ""]
+
+
+def test_the_first_context_that_was_seen_decides():
+    alignments = [[("c", "к"), ("a", "а")], [("c", "с"), ("i", "и")], [("c", "к")]]
+    table = CountingTable(alignments, [(0, 1), (0, 0)])
+    assert table.write(["ca", "ci", "cx"]) == ["ка", "си", "к"]
+
+
+def test_a_context_table_tells_sh_from_s():
+    assert context_table(TOY * 5).write(["sha", "sa", "ha"]) == ["ша", "са", "ха"]
+
+
+def test_tables_write_composed_names():
+    table = letter_table([Pair("j", "й"), Pair("i", "и")])
+    assert table.write(["ji"]) == ["йи"]
+    assert unicodedata.is_normalized("NFC", table.write(["ji"])[0])
+
+
+@pytest.mark.parametrize(("make", "least"), [(letter_table, 0.15), (context_table, 0.3)])
+def test_tables_from_real_pairs_write_unseen_towns(pairs, make, least):
+    spellings = load_spellings("georgian", "test")
+    exact, rate = score_names(make(pairs).write(list(spellings)), spellings)
+    assert exact > least
+    assert rate < 0.25
+
+
+@pytest.mark.parametrize("table", ["letter", "context"])
+def test_a_recorded_score_is_computed_again_exactly(table):
+    assert score(table, "georgian", 300) in load_baselines()

@@ -1,0 +1,511 @@
+"""The checks of notebook 07: what they accept, and what they say to typical wrong answers."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lora_lib.adapters import load_adapter
+from lora_lib.analysis import effective_rank, k90, singular_values, weight_changes
+from lora_lib.exercises import final
+from lora_lib.exercises.engine import Choice, Exercise
+from lora_lib.lora import (
+    LoRALinear,
+    add_lora_to_model,
+    count_parameters,
+    freeze_non_lora_params,
+    lora_layers,
+    merge_lora_weights,
+    unload_lora,
+)
+from lora_lib.model import SmallTransformer, load_pretrained, read_metadata
+
+CODING = [final.lora_on, final.rank_for_budget, final.swap, final.change_ranks, final.quantise]
+CHOICES = {name: item for name, item in vars(final).items() if isinstance(item, Choice)}
+
+
+@pytest.fixture(autouse=True)
+def as_a_learner_sees_it(monkeypatch):
+    monkeypatch.delenv("LORA_LIB_STRICT", raising=False)
+
+
+@pytest.fixture
+def said(capsys):
+    def ask(exercise: Exercise, answer) -> str:
+        exercise(answer)
+        return capsys.readouterr().out
+
+    return ask
+
+
+def _stub(*_):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("answer", [None, _stub, lambda *_: None], ids=["none", "stub", "returns"])
+@pytest.mark.parametrize("exercise", CODING)
+def test_untouched(said, exercise, answer):
+    assert "Not attempted" in said(exercise, answer)
+
+
+@pytest.mark.parametrize("exercise", CODING)
+def test_hints(capsys, exercise):
+    for _ in range(4):
+        exercise.hint()
+    assert "Hint 3 of 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices(said, name):
+    choice = CHOICES[name]
+    assert "Not attempted" in said(choice, None)
+    assert "Right." in said(choice, choice.right)
+    wrong = {said(choice, letter) for letter in choice.options if letter != choice.right}
+    assert len(wrong) == len(choice.options) - 1 >= 3
+    assert all("Not right yet" in answer for answer in wrong)
+
+
+def test_the_right_letters_do_not_give_themselves_away():
+    letters = [choice.right for choice in CHOICES.values()]
+    assert len(letters) == 10
+    assert max(letters.count(letter) for letter in "abcd") <= 4
+
+
+# --- 1: targets ----------------------------------------------------------------------------------
+
+
+def lora_on(names, rank):
+    model, _ = load_pretrained()
+    add_lora_to_model(model, rank, 2.0 * rank, names)
+    freeze_non_lora_params(model)
+    return model, count_parameters(model, only_trainable=True)
+
+
+def lora_on_by_hand(names, rank):
+    model = load_pretrained()[0].requires_grad_(False)
+    count = 0
+    for path, module in list(model.named_modules()):
+        if path.endswith(tuple(names)):
+            model.set_submodule(path, LoRALinear(module, rank=rank, alpha=2 * rank))
+            count += rank * (module.in_features + module.out_features)
+    return model, count
+
+
+def _default_targets(names, rank):
+    model, _ = add_lora_to_model(load_pretrained()[0], rank, 2.0 * rank)
+    freeze_non_lora_params(model)
+    return model, count_parameters(model, only_trainable=True)
+
+
+def _not_frozen(names, rank):
+    model, _ = add_lora_to_model(load_pretrained()[0], rank, 2.0 * rank, names)
+    return model, count_parameters(model, only_trainable=True)
+
+
+def _alpha_stays(names, rank):
+    model, _ = add_lora_to_model(load_pretrained()[0], rank, 16.0, names)
+    freeze_non_lora_params(model)
+    return model, count_parameters(model, only_trainable=True)
+
+
+def _counts_all(names, rank):
+    model, _ = lora_on(names, rank)
+    return model, count_parameters(model)
+
+
+def _counts_something(names, rank):
+    return lora_on(names, rank)[0], rank * 128 * 128
+
+
+def _fixed_rank(names, rank):
+    return lora_on(names, 8)
+
+
+def _model_only(names, rank):
+    return lora_on(names, rank)[0]
+
+
+def _frozen_factors(names, rank):
+    model, count = lora_on(names, rank)
+    return model.requires_grad_(False), count
+
+
+def _untrained_base(names, rank):
+    model = SmallTransformer(**read_metadata()["config"])
+    add_lora_to_model(model, rank, 2.0 * rank, names)
+    freeze_non_lora_params(model)
+    return model, count_parameters(model, only_trainable=True)
+
+
+def _no_lora(names, rank):
+    return load_pretrained()[0], 0
+
+
+def _one_model():
+    model, _ = load_pretrained()
+
+    def lora_on_it(names, rank):
+        add_lora_to_model(model, rank, 2.0 * rank, names)
+        freeze_non_lora_params(model)
+        return model, count_parameters(model, only_trainable=True)
+
+    return lora_on_it
+
+
+@pytest.mark.parametrize("right", [lora_on, lora_on_by_hand])
+def test_lora_on_accepts(said, right):
+    assert "Right." in said(final.lora_on, right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (_default_targets, "names was not passed on"),
+        (_not_frozen, "freeze the base"),
+        (_alpha_stays, "computed from the rank"),
+        (_counts_all, "counted every parameter"),
+        (_counts_something, "the factors hold"),
+        (_fixed_rank, "pass rank on"),
+        (_model_only, "return two things"),
+        (_frozen_factors, "do not require a gradient"),
+        (_untrained_base, "does not answer as the base"),
+        (_no_lora, "has no LoRA layers"),
+    ],
+)
+def test_lora_on_diagnoses(said, wrong, words):
+    assert words in said(final.lora_on, wrong)
+
+
+def test_lora_on_wants_a_fresh_base(said):
+    assert "take a fresh base" in said(final.lora_on, _one_model())
+
+
+# --- 2: budget -----------------------------------------------------------------------------------
+
+
+def _named(model, names):
+    return [
+        m
+        for p, m in model.named_modules()
+        if isinstance(m, nn.Linear) and p.rpartition(".")[2] in names
+    ]
+
+
+def rank_for_budget(model, names, budget):
+    rank = budget // sum(sum(m.weight.shape) for m in _named(model, names))
+    if rank == 0:
+        raise ValueError("too small")
+    return rank
+
+
+def rank_by_trying(model, names, budget):
+    rank = 0
+    while True:
+        trial, _ = add_lora_to_model(copy.deepcopy(model), rank + 1, 1.0, names)
+        freeze_non_lora_params(trial)
+        if count_parameters(trial, only_trainable=True) > budget:
+            break
+        rank += 1
+    if rank < 1:
+        raise ValueError("too small")
+    return rank
+
+
+def _rounds_up(model, names, budget):
+    return math.ceil(budget / sum(sum(m.weight.shape) for m in _named(model, names)))
+
+
+def _one_layer(model, names, budget):
+    return budget // sum(_named(model, names)[0].weight.shape)
+
+
+def _full_weights(model, names, budget):
+    return budget // sum(m.weight.numel() for m in _named(model, names))
+
+
+def _strictly_below(model, names, budget):
+    return (budget - 1) // sum(sum(m.weight.shape) for m in _named(model, names))
+
+
+def _injects(model, names, budget):
+    add_lora_to_model(model, 1, 1.0, names)
+    freeze_non_lora_params(model)
+    return budget // count_parameters(model, only_trainable=True)
+
+
+def _never_raises(model, names, budget):
+    return budget // sum(sum(m.weight.shape) for m in _named(model, names))
+
+
+def _always_eight(model, names, budget):
+    return 1000
+
+
+@pytest.mark.parametrize("right", [rank_for_budget, rank_by_trying])
+def test_rank_for_budget_accepts(said, right):
+    assert "Right." in said(final.rank_for_budget, right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (_rounds_up, "round down"),
+        (_one_layer, "counted one layer"),
+        (_full_weights, "counts the full weights"),
+        (_strictly_below, "it still fits"),
+        (_injects, "changed the model"),
+        (_never_raises, "must raise ValueError"),
+        (_always_eight, "not 1000"),
+    ],
+)
+def test_rank_for_budget_diagnoses(said, wrong, words):
+    assert words in said(final.rank_for_budget, wrong)
+
+
+# --- 3: swap -------------------------------------------------------------------------------------
+
+
+def swap(model, directory):
+    if any(lora_layers(model)):
+        unload_lora(model, merge=False)
+    return load_adapter(model, directory)
+
+
+def swap_by_hand(model, directory):
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            module.unmerge()
+            model.set_submodule(path, module.original)
+    load_adapter(model, directory)
+    return model
+
+
+def _unload_merges(model, directory):
+    if any(lora_layers(model)):
+        unload_lora(model)
+    return load_adapter(model, directory)
+
+
+def _only_loads(model, directory):
+    return load_adapter(model, directory)
+
+
+def _always_unloads(model, directory):
+    return load_adapter(unload_lora(model, merge=False), directory)
+
+
+def _another_model(model, directory):
+    model = copy.deepcopy(model)
+    return swap(model, directory)
+
+
+def _returns_nothing(model, directory):
+    swap(model, directory)
+
+
+def _merges_after(model, directory):
+    return merge_lora_weights(swap(model, directory))
+
+
+def _loads_nothing(model, directory):
+    if any(lora_layers(model)):
+        unload_lora(model, merge=False)
+    return model
+
+
+def _subtracts(model, directory):
+    with torch.no_grad():
+        for path, module in list(model.named_modules()):
+            if isinstance(module, LoRALinear):
+                module.unmerge()
+                module.original.weight += module.delta_weight()
+                module.original.weight -= module.delta_weight()
+                model.set_submodule(path, module.original)
+    return load_adapter(model, directory)
+
+
+def _first_stays(model, directory):
+    return model if any(lora_layers(model)) else load_adapter(model, directory)
+
+
+@pytest.mark.parametrize("right", [swap, swap_by_hand])
+def test_swap_accepts(said, right):
+    assert "Right." in said(final.swap, right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (_unload_merges, "unless you say merge=False"),
+        (_only_loads, "take off what is there first"),
+        (_always_unloads, "nothing to take off on the first call"),
+        (_another_model, "returned another model"),
+        (_returns_nothing, "return the model"),
+        (_merges_after, "an adapter was merged into it"),
+        (_loads_nothing, "answers as the bare base"),
+        (_subtracts, "W + ΔW − ΔW is not W"),
+        (_first_stays, "the outputs are not those"),
+    ],
+)
+def test_swap_diagnoses(said, wrong, words):
+    assert words in said(final.swap, wrong)
+
+
+# --- 4: ranks of a change ------------------------------------------------------------------------
+
+
+def change_ranks(before, after):
+    changes = weight_changes(before, after)
+    return {path: k90(singular_values(change)) for path, change in changes.items() if change.any()}
+
+
+def change_ranks_by_hand(before, after):
+    found = {}
+    for path, module in before.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        change = (after.get_submodule(path).weight - module.weight).detach()
+        energy = torch.linalg.svdvals(change) ** 2
+        if energy.sum() == 0:
+            continue
+        total = kept = 0.0
+        total, count = float(energy.sum()), 0
+        while kept < 0.9 * total:
+            kept += float(energy[count])
+            count += 1
+        found[path] = count
+    return found
+
+
+def _by(measure, of=lambda before, after: after - before):
+    def answer(before, after):
+        return {
+            path: measure(singular_values(of(m.weight, after.get_submodule(path).weight)))
+            for path, m in before.named_modules()
+            if isinstance(m, nn.Linear)
+            and not torch.equal(m.weight, after.get_submodule(path).weight)
+        }
+
+    return answer
+
+
+def _includes_unchanged(before, after):
+    return {path: k90(singular_values(c)) for path, c in weight_changes(before, after).items()}
+
+
+def _zero_for_unchanged(before, after):
+    return change_ranks(before, after) | {"same": 0}
+
+
+def _names_of_parameters(before, after):
+    return {f"{path}.weight": k for path, k in change_ranks(before, after).items()}
+
+
+def _one_number(before, after):
+    return max(change_ranks(before, after).values())
+
+
+def _first_only(before, after):
+    return {"first": change_ranks(before, after)["first"]}
+
+
+@pytest.mark.parametrize("right", [change_ranks, change_ranks_by_hand])
+def test_change_ranks_accepts(said, right):
+    assert "Right." in said(final.change_ranks, right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (_by(lambda v: k90(v.sqrt())), "square the singular values"),
+        (_by(k90, of=lambda before, after: after), "the question is its change"),
+        (_by(lambda v: k90(v) - 1), "one too few"),
+        (_by(lambda v: int((v > 1e-4 * v[0]).sum())), "not zero"),
+        (_by(effective_rank), "the answer is"),
+        (_includes_unchanged, "k90 of nothing is undefined"),
+        (_zero_for_unchanged, "did not change (its bias did)"),
+        (_names_of_parameters, "not names of parameters"),
+        (_one_number, "return a dict"),
+        (_first_only, "the changed layers are"),
+    ],
+)
+def test_change_ranks_diagnoses(said, wrong, words):
+    assert words in said(final.change_ranks, wrong)
+
+
+# --- 5: quantise ---------------------------------------------------------------------------------
+
+
+def quantise(weight, bits):
+    top = 2 ** (bits - 1) - 1
+    scales = weight.abs().amax(dim=1, keepdim=True) / top
+    scales[scales == 0] = 1.0
+    return (weight / scales).round().to(torch.int8), scales
+
+
+def quantise_row_by_row(weight, bits):
+    top = 2 ** (bits - 1) - 1
+    integers = torch.zeros(weight.shape, dtype=torch.int8)
+    scales = torch.ones(len(weight), 1)
+    for i, row in enumerate(weight):
+        size = max(abs(float(row.max())), abs(float(row.min())))
+        if size > 0:
+            scales[i] = size / top
+            integers[i] = torch.clamp(torch.floor(row / scales[i] + 0.5), -top, top).to(torch.int8)
+    return integers, scales
+
+
+def _with(scale, convert=lambda q: q.round().to(torch.int8)):
+    def answer(weight, bits):
+        scales = scale(weight, 2 ** (bits - 1) - 1)
+        return convert(weight / scales), scales
+
+    return answer
+
+
+def _rows(weight, top):
+    return weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-9) / top
+
+
+def _in_place(weight, bits):
+    answer = quantise(weight, bits)
+    weight.copy_(answer[0] * answer[1])
+    return answer
+
+
+def _flat_scales(weight, bits):
+    integers, scales = quantise(weight, bits)
+    return integers, scales[:, 0]
+
+
+def _restored_only(weight, bits):
+    integers, scales = quantise(weight, bits)
+    return integers * scales
+
+
+@pytest.mark.parametrize("right", [quantise, quantise_row_by_row])
+def test_quantise_accepts(said, right):
+    assert "Right." in said(final.quantise, right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (_with(lambda w, top: w.abs().max() / top), "one scale for all"),
+        (_with(lambda w, top: w.abs().amax(0, keepdim=True) / top), "an output channel is a row"),
+        (_with(_rows, lambda q: q.to(torch.int8)), "round, do not cut off"),
+        (_with(_rows, torch.round), "saves no memory"),
+        (_with(_rows, lambda q: q.round().to(torch.int32)), "should be int8"),
+        (_with(lambda w, top: _rows(w, top + 1)), "wrap round"),
+        (_with(lambda w, top: _rows(w, 127)), "bits hold at most"),
+        (_with(lambda w, top: 4 * _rows(w, top)), "Look at the scale"),
+        (_with(lambda w, top: w.abs().amax(1, keepdim=True) / top), "a scale must be positive"),
+        (_in_place, "changed the weight"),
+        (_flat_scales, "scales should have shape"),
+        (_restored_only, "return two tensors"),
+    ],
+)
+def test_quantise_diagnoses(said, wrong, words):
+    assert words in said(final.quantise, wrong)
