@@ -232,6 +232,6 @@ def clinic(runs: Mapping[str, dict]):
     for ax, (name, run) in zip(axes, runs.items(), strict=True):
         ax.plot(healthy, color=GREY, lw=1.5)
         ax.plot(run["losses"], color=BLUE if name == "healthy" else RED)
-        ax.set(title=name if name == "healthy" else f"run {name}", ylim=(0, 12), xlabel="step")
+        ax.set(title=name if name == "healthy" else f"run {name}", ylim=(0, 8), xlabel="step")
     axes[0].set_ylabel("loss, nats")
     return fig

@@ -168,7 +168,7 @@ _SIGNS = {  # what each cause would show: told to whoever names it for another r
     f"(about {math.log(476):.1f} nats) or above the healthy run's, with the usual counts",
     "c": "fewer parameters would be trainable than in the healthy run",
     "d": "the gradients of A and of B would both be exactly zero",
-    "e": "the loss would jump up at once, and B grow by orders of magnitude",
+    "e": "the loss would leap up and down, and B grow by orders of magnitude",
 }
 _RIGHT = {"A": "d", "B": "c", "C": "e", "D": "a", "E": "b"}
 

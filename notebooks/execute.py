@@ -1,0 +1,57 @@
+"""Re-execute notebooks in place, in order: `python notebooks/execute.py [notebook …]`.
+
+The only thing that writes committed outputs and figures/. Nothing that changes from run to run
+without reason is kept: timestamps, widgets, progress bars.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).parent
+
+
+def execute(path: Path) -> float:
+    """Run a notebook from the top and write it back; returns the seconds it took."""
+    notebook = nbformat.read(path, as_version=4)
+    start = time.perf_counter()
+    NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
+    seconds = time.perf_counter() - start
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if _keep(output)]
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"],
+                         "language_info": {"name": "python"}}  # fmt: skip
+    nbformat.write(notebook, path)
+    return seconds
+
+
+def _keep(output) -> bool:
+    """Neither progress bars (stderr) nor widgets, which are dead without their kernel."""
+    is_widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return not is_widget and output.get("name") != "stderr"
+
+
+def main() -> None:
+    figures = HERE.parent / "figures"
+    figures.mkdir(exist_ok=True)
+    os.environ |= {"LORA_LIB_STRICT": "1", "LORA_LIB_FIGURES": str(figures.resolve())}
+    chosen = [Path(name) for name in sys.argv[1:]]
+    folders = (HERE, HERE / "solutions", HERE / "going_deeper")
+    for path in chosen or [p for folder in folders for p in sorted(folder.glob("*.ipynb"))]:
+        print(f"{path.name}: {execute(path):.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
