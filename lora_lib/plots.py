@@ -235,3 +235,35 @@ def clinic(runs: Mapping[str, dict]):
         ax.set(title=name if name == "healthy" else f"run {name}", ylim=(0, 8), xlabel="step")
     axes[0].set_ylabel("loss, nats")
     return fig
+
+
+# --- 03: the transformer -------------------------------------------------------------------------
+
+
+def attention_maps(maps: Mapping[str, tuple[Tensor, str]], columns: Sequence[str]):
+    """One head's attention while it writes: a panel for each (weights, what was written)."""
+    fig, axes = figure(len(maps), width=13.5, height=5.4)
+    for ax, (title, (weights, written)) in zip(axes, maps.items(), strict=True):
+        image = ax.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_yticks(range(len(written)), list(written))
+        ax.set(title=title, xlabel="looks at", ylabel="writes")
+        ax.grid(visible=False)
+    fig.colorbar(image, ax=axes, shrink=0.8, label="attention weight")
+    return fig
+
+
+def parameters_by_target(counts: Mapping[tuple[str, int], int], total: int):
+    """Trainable parameters for every (targets, rank), with their share of the base's `total`."""
+    fig, ax = figure(1, width=11, height=4.6)
+    labels = list(dict.fromkeys(label for label, _ in counts))
+    ranks = list(dict.fromkeys(rank for _, rank in counts))
+    groups = {f"r = {rank}": [[counts[label, rank]] for label in labels] for rank in ranks}
+    bars_with_spread(ax, labels, groups, (SKY, BLUE, BLACK))
+    for bars, rank in zip(ax.containers, ranks, strict=True):
+        shares = [f"{counts[label, rank] / total:.1%}" for label in labels]
+        ax.bar_label(bars, shares, padding=3, fontsize=11)
+    ax.set(title="Trainable parameters, and their share of the model", ylabel="parameters")
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    ax.legend(loc="upper left")
+    return fig

@@ -31,8 +31,7 @@ class Exercise:
         except Wrong as wrong:
             self._say_wrong(str(wrong))
         except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            line = f" at: {frame.line}" if frame.line else ""
+            line = _line_of(answer, error)
             self._say_wrong(f"your code raised {type(error).__name__}: {error}{line}")
         else:
             print(f"Right. {self.why}")
@@ -48,6 +47,13 @@ class Exercise:
         if strict():
             raise AssertionError(message)
         print(f"Not right yet: {message}")
+
+
+def _line_of(answer: object, error: Exception) -> str:
+    """The learner's own last line before the error, not one of torch or of the check."""
+    file = getattr(getattr(answer, "__code__", None), "co_filename", None)
+    lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    return f" at: {lines[-1]}" if lines and lines[-1] else ""
 
 
 class Choice(Exercise):
