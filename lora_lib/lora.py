@@ -253,7 +253,7 @@ def _check_not_read_behind_its_back(modules: dict[str, nn.Module], path: str) ->
         parent = modules[".".join(parts[:end])]
         if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
             raise ValueError(
-                f"target {path!r} lies inside an {type(parent).__name__}, which reads its "
+                f"target {path!r} lies inside a {type(parent).__name__} module, which reads its "
                 "children's weights itself and would silently ignore LoRA; leave it out"
             )
 

@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import tempfile
+from collections import defaultdict
 from contextlib import contextmanager
 
 import pytest
@@ -14,11 +16,27 @@ from lora_lib.model import load_pretrained
 
 torch.set_num_threads(1)  # more of them crawl as soon as anything else runs on the machine
 
+# Set here, not in a fixture: nbval's kernels and programs that a test starts inherit it.
+CACHE = tempfile.TemporaryDirectory(prefix="lora_lib_tests_")
+os.environ["LORA_LIB_CACHE"] = CACHE.name
 
-@pytest.fixture(scope="session", autouse=True)
-def names_cache(tmp_path_factory):
-    """The prepared names lie in a temporary folder, also for programs that a test starts."""
-    os.environ["LORA_LIB_CACHE"] = str(tmp_path_factory.mktemp("names"))
+
+def pytest_unconfigure():
+    CACHE.cleanup()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How long each notebook took, the start of its kernel included."""
+    seconds = defaultdict(float)
+    for report in (r for group in terminalreporter.stats.values() for r in group):
+        file = str(getattr(report, "nodeid", "")).split("::")[0]
+        if file.endswith(".ipynb") and hasattr(report, "duration"):
+            seconds[file] += report.duration
+    if seconds:
+        terminalreporter.section("duration of the notebooks")
+        for file, duration in sorted(seconds.items()):
+            terminalreporter.line(f"{duration:7.1f} s  {file}")
+        terminalreporter.line(f"{sum(seconds.values()):7.1f} s  all {len(seconds)}")
 
 
 @pytest.fixture

@@ -37,8 +37,9 @@ def as_a_tensor(values):
 
 
 WRONG = {
-    "square the singular values": lambda values: int((values.cumsum(0) < 0.9 * values.sum()).sum())
-    + 1,
+    "square the singular values": lambda values: (
+        int((values.cumsum(0) < 0.9 * values.sum()).sum()) + 1
+    ),
     "one too few": below,
     "one too many": lambda values: by_counting(values) + 1,
     "you compare each value with the largest": lambda values: (values > 0.1 * values[0]).sum(),

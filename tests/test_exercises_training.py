@@ -49,10 +49,10 @@ def test_right_steps_pass(answer, seed, capsys):
     assert capsys.readouterr().out.startswith("Right.")
 
 
-def test_a_right_step_passes_whatever_values_are_drawn():
-    torch.manual_seed(0)
-    for _ in range(300):
-        training.step.test(by_hand)
+@pytest.mark.parametrize("seed", [172, 242, 1169])
+def test_a_right_step_passes_where_rounding_is_large_beside_it(seed):
+    torch.manual_seed(seed)  # a factor's entry above 2 whose gradient is almost zero
+    training.step.test(by_hand)
 
 
 def stepping(choose, by=lambda parameter, lr: -lr * parameter.grad, clear=True):
@@ -71,6 +71,12 @@ def stepping(choose, by=lambda parameter, lr: -lr * parameter.grad, clear=True):
 
 def adapter(name):
     return "lora_" in name
+
+
+def every_gradient(model, compute_loss, lr):
+    torch.optim.SGD(model.parameters(), lr).zero_grad()
+    compute_loss().backward()
+    torch.optim.SGD(model.parameters(), lr).step()
 
 
 def adam(model, compute_loss, lr):
@@ -96,7 +102,7 @@ def recorded_by_autograd(model, compute_loss, lr):
 @pytest.mark.parametrize(
     "answer, message",
     [
-        (stepping(lambda name: True), "0.original.weight changed, and it is not part"),
+        (every_gradient, "1.weight changed, and it is not part of the adapter"),
         (stepping(lambda name: adapter(name) or name == "3.bias"), "3.bias changed"),
         (lambda model, compute_loss, lr: compute_loss().backward(), "no parameter changed"),
         (rebinding, "no parameter changed"),

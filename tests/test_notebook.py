@@ -67,7 +67,7 @@ def test_a_claim_that_fails_only_says_so_to_a_learner(capsys, value, bound):
 @pytest.mark.parametrize("value, bound", FAILS)
 def test_a_claim_that_fails_raises_in_the_tests(monkeypatch, value, bound):
     monkeypatch.setenv("LORA_LIB_STRICT", "1")
-    with pytest.raises(AssertionError, match="score: measured .*, claimed "):
+    with pytest.raises(AssertionError, match=r"score: measured .*, claimed "):
         notebook.claim("score", value, **bound)
 
 

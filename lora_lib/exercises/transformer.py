@@ -251,7 +251,7 @@ target_match = Choice(
     why="A target is a whole path or its end after a dot, so one short name catches the same layer "
     "in every block, and no other.",
     misconceptions={
-        "a": 'the end has to come after a dot: ".up" ends blocks.0.mlp.up, not blocks.0.mlp.gate_up',
+        "a": 'the end has to come after a dot: ".up" ends blocks.0.mlp.up, not …gate_up',
         "b": "a target is not searched for inside the path; it is compared with its end",
         "d": "the end of the path is enough; a whole path names one layer of one block only",
     },
@@ -271,8 +271,8 @@ frozen_head = Choice(
     why="The head was neither in the base's file nor in the adapter's; name it in modules_to_save, "
     "and it is trained and saved.",
     misconceptions={
-        "a": "it does, and that is too little: the output also needs the head that the factors were "
-        "trained against",
+        "a": "it does, and that is too little: the output also needs the head that the factors "
+        "were trained against",
         "c": "it did not change while training, but classifier_from draws a new one at random "
         "every time it is called",
         "d": "every head of this shape fits, and an adapter without a head asks for none; nothing "
