@@ -117,7 +117,7 @@ def _diagnose_paths(target: str, found, expected: set[str], returned) -> None:
         )
     if any(path.endswith("head") for path in extra):
         raise Wrong(f"{extra[-1]!r} was replaced too: compare each path with the target first")
-    if any(path.endswith(target) for path in extra):
+    if extra and all(path.endswith(target) for path in extra):
         raise Wrong(
             f"{extra[0]!r} was replaced, but its name only ends in the same letters as {target!r}; "
             "ask for a dot in front of the target"
