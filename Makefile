@@ -11,7 +11,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 .PHONY: lab test notebooks
 
 lab: .venv/installed
-	$(BIN)/jupyter lab $(ROOT) $(LAB_ARGS) notebooks/01_rank_intuition.ipynb
+	$(BIN)/jupyter lab $(ROOT) --LabApp.default_url=/lab/tree/notebooks/01_rank_intuition.ipynb $(LAB_ARGS)
 
 test: .venv/installed-test
 	$(BIN)/ruff check .

@@ -16,6 +16,10 @@ from lora_lib.lora import LoRALinear
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#999999"
 
+# A method has one colour in all figures.
+LORA, FULL, SCRATCH, SCRATCH_LONG = BLUE, RED, GREEN, SKY
+HEAD, CONTEXT_TABLE, LETTER_TABLE = PURPLE, ORANGE, GREY
+
 STYLE = {
     "font.size": 13,
     "axes.titlesize": 14,
@@ -94,11 +98,11 @@ def bars_with_spread(
 def rank_intuition(values: Tensor, cumulative: Tensor, true_rank: int, shown: int = 50):
     """The lesson's first figure: singular values of a simulated change, and their energy."""
     fig, (left, right) = figure(2)
-    left.bar(range(1, shown + 1), values[:shown], color=BLUE)
+    left.bar(range(1, shown + 1), values[:shown].tolist(), color=BLUE)
     left.axvline(true_rank + 0.5, color=RED, ls="--", label=f"true rank {true_rank}")
     left.set(title="Singular values", xlabel="component", ylabel="σ")
     left.legend()
-    right.plot(range(1, shown + 1), cumulative[:shown], marker="o", ms=4, color=BLUE)
+    right.plot(range(1, shown + 1), cumulative[:shown].tolist(), marker="o", ms=4, color=BLUE)
     right.axhline(0.99, color=GREEN, ls=":", label="99 %")
     right.axvline(true_rank, color=RED, ls="--", label=f"rank {true_rank}")
     right.set(title="Energy held by the first k", xlabel="k", ylabel="share of Σσ²", ylim=(0, 1.04))
@@ -127,11 +131,11 @@ def cut_curve(ranks: Sequence[int], cut: Sequence[Sequence[float]], trained=None
     a rank; `trained`: the same for LoRA trained at rank r, as {rank: seeds}."""
     fig, ax = figure(1, width=9)
     xs = range(len(ranks))
-    line_with_spread(ax, xs, cut, color=RED, label="full fine-tuning, its ΔW cut to rank r")
+    line_with_spread(ax, xs, cut, color=FULL, label="full fine-tuning, its ΔW cut to rank r")
     if trained:
         shown = [i for i in xs if ranks[i] in trained]
         groups = [trained[ranks[i]] for i in shown]
-        line_with_spread(ax, shown, groups, color=BLUE, label="LoRA, trained at rank r")
+        line_with_spread(ax, shown, groups, color=LORA, label="LoRA, trained at rank r")
     ax.set_xticks(xs, map(str, ranks))
     ax.set(xlabel="rank r (of 128)", ylabel="exact match, unseen towns", ylim=(-0.02, 0.62))
     ax.legend(loc="upper left")
@@ -172,25 +176,26 @@ def visualize_lora_hyperparameters():
 def comparison(curves: Mapping[str, Sequence[float]], ranks: Mapping[int, tuple], full: tuple):
     """The lesson's three panels: learning curves, score against parameters, parameter counts.
 
-    `curves`: losses of live runs by name; `ranks`: rank → (trainable parameters, exact match of
-    every seed); `full`: the same for full fine-tuning.
+    `curves`: losses of live runs by name (LoRA, full fine-tuning, from scratch); `ranks`: rank →
+    (trainable parameters, exact match of every seed); `full`: the same for full fine-tuning.
     """
     fig, (curve, score, count) = figure(3, width=13.5, height=4.4)
-    for (name, losses), color in zip(curves.items(), (BLUE, RED, GREEN, GREY), strict=False):
+    colors = (LORA, FULL, SCRATCH)[: len(curves)]
+    for (name, losses), color in zip(curves.items(), colors, strict=True):
         smooth = [mean(losses[max(0, i - 9) : i + 1]) for i in range(len(losses))]
         curve.plot(range(1, len(losses) + 1), smooth, color=color, label=name)
     curve.set(title="Learning curves (live)", xlabel="step", ylabel="loss, nats", ylim=(0, None))
     curve.legend()
     sizes = [trainable for trainable, _ in ranks.values()]
     line_with_spread(
-        score, sizes, [s for _, s in ranks.values()], color=BLUE, label="LoRA, r = 1 … 64"
+        score, sizes, [s for _, s in ranks.values()], color=LORA, label="LoRA, r = 1 … 64"
     )
-    score.plot(full[0], mean(full[1]), "*", ms=18, color=RED, label="full fine-tuning")
+    score.plot(full[0], mean(full[1]), "*", ms=18, color=FULL, label="full fine-tuning")
     score.set_xscale("log")
     score.set(title="Exact match", xlabel="trainable parameters", ylim=(0, 0.62))
     score.legend(loc="lower right")
     names = [f"r={rank}" for rank in ranks] + ["full"]
-    bars = count.barh(names, [*sizes, full[0]], color=[BLUE] * len(sizes) + [RED])
+    bars = count.barh(names, [*sizes, full[0]], color=[LORA] * len(sizes) + [FULL])
     count.bar_label(bars, [f"{n:,}" for n in [*sizes, full[0]]], padding=3, fontsize=11)
     count.set(title="Trainable parameters", xlabel="parameters", xlim=(0, 1.35 * full[0]))
     count.invert_yaxis()
@@ -202,7 +207,7 @@ def comparison(curves: Mapping[str, Sequence[float]], ranks: Mapping[int, tuple]
 def methods_by_script(scores: Mapping[str, Sequence[Sequence[float]]], scripts: Sequence[str]):
     """Exact match on unseen towns: a block for every script, a bar for every method."""
     fig, ax = figure(1, width=13.5, height=4.8)
-    colors = (BLUE, RED, GREEN, SKY, PURPLE, ORANGE, GREY)
+    colors = (LORA, FULL, SCRATCH, SCRATCH_LONG, HEAD, CONTEXT_TABLE, LETTER_TABLE)
     labels = [script.capitalize() for script in scripts]
     bars_with_spread(ax, labels, scores, colors[: len(scores)])
     ax.set(ylabel="exact match, unseen towns", ylim=(0, 0.74))
@@ -214,7 +219,8 @@ def methods_by_script(scores: Mapping[str, Sequence[Sequence[float]]], scripts: 
 def scores_by_pairs(pairs: Sequence[int], scores: Mapping[str, Sequence[Sequence[float]]]):
     """Exact match against the number of training pairs (log axis), a line for every method."""
     fig, ax = figure(1, width=9)
-    for (name, groups), color in zip(scores.items(), (BLUE, RED, GREEN, ORANGE), strict=True):
+    colors = (LORA, FULL, SCRATCH, CONTEXT_TABLE)
+    for (name, groups), color in zip(scores.items(), colors, strict=True):
         line_with_spread(ax, pairs, groups, color=color, label=name)
     ax.set_xscale("log")
     ax.set_xticks(pairs, [f"{n:,}" for n in pairs])

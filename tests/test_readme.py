@@ -1,0 +1,59 @@
+"""What the README shows and promises is true."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+
+from lora_lib import BASE_SCRIPT, SCRIPTS, load_adapter, load_pretrained, load_spellings
+from lora_lib.adapters import ADAPTERS
+from lora_lib.model import read_metadata
+from lora_lib.training import transliterate
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+TOWN = "Bremen"
+
+
+def row(script: str) -> str:
+    model, tokenizer = load_pretrained()
+    if script == BASE_SCRIPT:
+        who, score = "the base", read_metadata()["provenance"]["test"]["exact_match"]
+    else:
+        load_adapter(model, ADAPTERS / script)
+        facts = json.loads((ADAPTERS / script / "provenance.json").read_text("utf-8"))
+        who, score = "an adapter", facts["test"]["exact_match"]
+    [written] = transliterate(model, tokenizer, [TOWN])
+    recorded = " or ".join(load_spellings(script, "test")[TOWN])
+    return f"| {script.capitalize()}, {who} | {written} | {recorded} | {score:.0%} |"
+
+
+def test_the_table_of_one_town_is_what_the_models_write():
+    expected = "\n".join(row(script) for script in (BASE_SCRIPT, *SCRIPTS))
+    assert expected in README, f"the table should be\n{expected}"
+
+
+def test_links_and_pictures_resolve():
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert len(targets) > 10
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_commands_exist():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"^`?make (\w+)|`make (\w+)`", README, re.MULTILINE):
+        assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
+    for module in re.findall(r"python -m lora_lib\.(\S+?)`", README):
+        assert (ROOT / "lora_lib" / f"{module.replace('.', '/')}.py").exists(), module
+
+
+def test_the_map_says_the_minutes_that_the_notebooks_say():
+    rows = re.findall(r"\((notebooks/0\S+)\) \|.*\| (\d+) min.* \| (\d+) s \|", README)
+    assert len(rows) == 7
+    for name, reading, running in rows:
+        first = nbformat.read(ROOT / name, as_version=4).cells[0].source
+        said = re.search(
+            r"Reading: about (\d+) minutes.*running: about (\d+) seconds", first, re.DOTALL
+        )
+        assert said and said.groups() == (reading, running), name
