@@ -66,7 +66,7 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("no parameter has requires_grad=True, so there is nothing to train")
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: warm_up_then_decay(s, steps))
     losses = []
     model.train()
@@ -268,7 +268,7 @@ def train_model(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("no parameter has requires_grad=True, so there is nothing to train")
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.01, fused=True)
     history = {"train_loss": [], "train_acc": [], "test_acc": []}
     try:
         for _ in tqdm(range(epochs), desc=description, leave=False):
