@@ -135,7 +135,7 @@ def clinic_run(name: str) -> dict:
     held = parameters or [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(held, lr=lr)
     examples = pair_examples(load_pairs("georgian", "train"), tokenizer)
-    batches, losses = batches_by_length(examples, 32, seed=0), []
+    batches, losses = batches_by_length(examples, 16, seed=0), []
     model.train()
     for _ in range(STEPS):
         loss = language_model_loss(model, next(batches))
