@@ -5,7 +5,10 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 
-from IPython.display import HTML, Code, display
+from IPython.display import HTML, display
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 
 
 def strict() -> bool:
@@ -75,8 +78,11 @@ def reveal(name: str, outcome: str) -> None:
 
 def show_source(*objects: Callable | type) -> None:
     """The very source of library functions or classes, highlighted."""
+    style = HtmlFormatter(
+        noclasses=True, nobackground=True, prestyles="font-family: monospace; line-height: 1.3"
+    )
     for item in objects:
-        display(Code(inspect.getsource(item), language="python"))
+        display(HTML(highlight(inspect.getsource(item), PythonLexer(), style)))
 
 
 def show_table(

@@ -56,6 +56,7 @@ def test_outputs_hold_nothing_that_should_not_be_committed(path):
                 assert output.metadata["image/png"]["alt"], "a figure without alt text"
     text = path.read_text("utf-8")
     assert not re.search(r"/(root|home|work|tmp|Users)/\w", text), "a path of one machine"
+    assert " at 0x" not in text, "an object that has no readable form"
     assert "Warning" not in text
     assert "Does not hold" not in text
 
