@@ -3,6 +3,7 @@
 import html
 import inspect
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 
 from IPython.display import HTML, display
@@ -44,9 +45,19 @@ def claim(
 
 
 def _number(value: float) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, int) or float(value).is_integer():
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:.4g}"
+
+
+LINE = 96  # characters of a printed line; JupyterLab breaks longer ones inside a word
+
+
+def say(text: str, indent: str = "") -> None:
+    """Print text in lines that fit the page, all but the first behind `indent`."""
+    print(textwrap.fill(text, LINE, subsequent_indent=indent))
 
 
 _predictions: dict[str, tuple[str, Sequence[str], str | None]] = {}
@@ -62,9 +73,9 @@ def predict(name: str, question: str, options: Sequence[str], guess: str | None)
         raise ValueError(f"guess is {guess!r}; it must be None or one of {', '.join(letters)}")
     chosen = None if guess is None else options[letters.index(guess)]
     _predictions[name] = question, options, chosen
-    print(question)
+    say(question)
     for letter, option in zip(letters, options, strict=True):
-        print(f"  {letter}) {option}")
+        say(f"  {letter}) {option}", indent="     ")
     print(
         f"Your prediction: {chosen}" if chosen else 'Set guess to a letter, such as "a", and run.'
     )

@@ -100,7 +100,9 @@ def rank_intuition(values: Tensor, cumulative: Tensor, true_rank: int, shown: in
     fig, (left, right) = figure(2)
     left.bar(range(1, shown + 1), values[:shown].tolist(), color=BLUE)
     left.axvline(true_rank + 0.5, color=RED, ls="--", label=f"true rank {true_rank}")
-    left.set(title="Singular values", xlabel="component", ylabel="σ")
+    left.set(
+        title=f"Singular values, the first {shown} of {len(values)}", xlabel="component", ylabel="σ"
+    )
     left.legend()
     right.plot(range(1, shown + 1), cumulative[:shown].tolist(), marker="o", ms=4, color=BLUE)
     right.axhline(0.99, color=GREEN, ls=":", label="99 %")
@@ -160,7 +162,7 @@ def visualize_lora_hyperparameters():
     left.axhline(matrices * d * d, color=RED, ls="--", label="all of W_q and W_v")
     left.set_xticks(ranks, map(str, ranks))
     left.minorticks_off()
-    left.set(title="Trainable parameters", xlabel="rank r", ylabel="parameters")
+    left.set(title=f"Trainable parameters, width {d}", xlabel="rank r", ylabel="parameters")
     left.legend()
     alphas = torch.arange(1, 65)
     for rank, color in zip((4, 8, 16), (BLUE, GREEN, RED), strict=True):
@@ -197,9 +199,8 @@ def comparison(curves: Mapping[str, Sequence[float]], ranks: Mapping[int, tuple]
     names = [f"r={rank}" for rank in ranks] + ["full"]
     bars = count.barh(names, [*sizes, full[0]], color=[LORA] * len(sizes) + [FULL])
     count.bar_label(bars, [f"{n:,}" for n in [*sizes, full[0]]], padding=3, fontsize=11)
-    count.set(title="Trainable parameters", xlabel="parameters", xlim=(0, 1.35 * full[0]))
+    count.set(title="Trainable parameters", xlim=(0, 1.35 * full[0]), xticks=[])
     count.invert_yaxis()
-    count.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
     mark_recorded(score)
     return fig
 

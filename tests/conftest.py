@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from lora_lib import notebook
 from lora_lib.lora import lora_layers
 from lora_lib.model import load_pretrained
 
@@ -37,6 +38,12 @@ def pytest_terminal_summary(terminalreporter):
         for file, duration in sorted(seconds.items()):
             terminalreporter.line(f"{duration:7.1f} s  {file}")
         terminalreporter.line(f"{sum(seconds.values()):7.1f} s  all {len(seconds)}")
+
+
+@pytest.fixture(autouse=True)
+def one_line(monkeypatch):
+    """Messages are compared as sentences, not as the lines they are broken into."""
+    monkeypatch.setattr(notebook, "LINE", 10**6)
 
 
 @pytest.fixture

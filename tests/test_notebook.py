@@ -76,7 +76,7 @@ def test_a_claim_that_fails_raises_in_the_tests(monkeypatch, value, bound):
 @pytest.mark.parametrize(
     "value, bound, report",
     [
-        (0.12345, {"at_least": 0.1}, "measured 0.123, claimed at least 0.1"),
+        (0.12345, {"at_least": 0.1}, "measured 0.1235, claimed at least 0.1"),
         (16384, {"at_most": 20000.0}, "measured 16,384, claimed at most 20,000"),
         (4.0, {"equals": 4}, "measured 4, claimed exactly 4"),
     ],
@@ -200,3 +200,10 @@ def test_a_table_escapes_html_everywhere(shown):
 )
 def test_recorded_numbers_are_marked(shown, settings, caption):
     assert f">{caption}</caption>" in table(shown, ["x"], [[1]], **settings)
+
+
+def test_long_text_is_broken_between_words(capsys, monkeypatch):
+    monkeypatch.setattr(notebook, "LINE", 20)
+    notebook.say("  a) " + "word " * 8, indent="     ")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["  a) word word word", "     word word word", "     word word"]

@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from lora_lib.notebook import strict
+from lora_lib.notebook import say, strict
 
 
 class Wrong(Exception):
@@ -34,19 +34,19 @@ class Exercise:
             line = _line_of(answer, error)
             self._say_wrong(f"your code raised {type(error).__name__}: {error}{line}")
         else:
-            print(f"Right. {self.why}")
+            say(f"Right. {self.why}")
 
     def hint(self) -> None:
         """One hint more with every call."""
         number = min(self._hints_given, len(self.hints) - 1)
         self._hints_given += 1
-        print(f"Hint {number + 1} of {len(self.hints)}: {self.hints[number]}")
+        say(f"Hint {number + 1} of {len(self.hints)}: {self.hints[number]}")
 
     @staticmethod
     def _say_wrong(message: str) -> None:
         if strict():
             raise AssertionError(message)
-        print(f"Not right yet: {message}")
+        say(f"Not right yet: {message}")
 
 
 def _line_of(answer: object, error: Exception) -> str:
@@ -69,9 +69,9 @@ class Choice(Exercise):
         super().__init__(self._test, why, ["Rule out first what contradicts a number above."])
 
     def __call__(self, answer: str | None = None) -> None:
-        print(self.question)
+        say(self.question)
         for letter, text in self.options.items():
-            print(f"  {letter}) {text}")
+            say(f"  {letter}) {text}", indent="     ")
         super().__call__(answer)
 
     def _test(self, answer: str) -> None:

@@ -392,7 +392,8 @@ change_ranks = Exercise(
 
 conclude_ranks = Choice(
     question="Merged adapter: k90 of every change at most 8. Full fine-tuning: k90 of attention "
-    "changes between noise and 8. Which conclusion do these results support?",
+    "changes between noise and 8. On unseen towns the exact matches stand close. Which conclusion "
+    "do these results support?",
     options={
         "a": "The adapter's changes are low-rank by construction; full fine-tuning found changes "
         "of higher rank, so a low rank suffices without being what it finds.",

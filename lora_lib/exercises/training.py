@@ -136,6 +136,7 @@ def clinic_run(name: str) -> dict:
     optimizer = torch.optim.AdamW(held, lr=lr)
     examples = pair_examples(load_pairs("georgian", "train"), tokenizer)
     batches, losses = batches_by_length(examples, 16, seed=0), []
+    torch.manual_seed(0)  # the same dropout in every run, so that first losses can be compared
     model.train()
     for _ in range(STEPS):
         loss = language_model_loss(model, next(batches))
