@@ -70,5 +70,11 @@ def test_tables_from_real_pairs_write_unseen_towns(pairs, make, least):
 
 
 @pytest.mark.parametrize("table", ["letter", "context"])
-def test_a_recorded_score_is_computed_again_exactly(table):
-    assert score(table, "georgian", 300) in load_baselines()
+def test_a_recorded_score_is_computed_again(table):
+    [recorded] = [
+        row
+        for row in load_baselines()
+        if (row["table"], row["script"], row["pairs"]) == (table, "georgian", 300)
+    ]
+    # Since Python 3.12 sum() rounds floats otherwise, in the last digit.
+    assert score(table, "georgian", 300) == pytest.approx(recorded)
