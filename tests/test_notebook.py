@@ -79,6 +79,7 @@ def test_a_claim_that_fails_raises_in_the_tests(monkeypatch, value, bound):
         (0.12345, {"at_least": 0.1}, "measured 0.1235, claimed at least 0.1"),
         (16384, {"at_most": 20000.0}, "measured 16,384, claimed at most 20,000"),
         (4.0, {"equals": 4}, "measured 4, claimed exactly 4"),
+        (True, {"equals": True}, "measured yes, claimed exactly yes"),
     ],
 )
 def test_a_claim_shows_the_measured_value_and_its_bound(capsys, value, bound, report):

@@ -8,6 +8,7 @@ import nbformat
 
 from lora_lib import BASE_SCRIPT, SCRIPTS, load_adapter, load_pretrained, load_spellings
 from lora_lib.adapters import ADAPTERS
+from lora_lib.experiments.sweep import load_results
 from lora_lib.model import read_metadata
 from lora_lib.training import transliterate
 
@@ -34,6 +35,10 @@ def test_the_table_of_one_town_is_what_the_models_write():
     assert expected in README, f"the table should be\n{expected}"
 
 
+def test_the_number_of_recorded_runs_is_right():
+    assert f"the {len(load_results())} recorded runs" in README
+
+
 def test_links_and_pictures_resolve():
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert len(targets) > 10
@@ -42,9 +47,11 @@ def test_links_and_pictures_resolve():
 
 def test_commands_exist():
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    for target in re.findall(r"^`?make (\w+)|`make (\w+)`", README, re.MULTILINE):
-        assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
-    for module in re.findall(r"python -m lora_lib\.(\S+?)`", README):
+    targets = set(re.findall(r"\bmake (lab|test|notebooks)\b", README))
+    assert targets == set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    modules = re.findall(r"python -m lora_lib\.(\S+?)`", README)
+    assert len(modules) == 5
+    for module in modules:
         assert (ROOT / "lora_lib" / f"{module.replace('.', '/')}.py").exists(), module
 
 
