@@ -113,3 +113,23 @@ def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
         "optimizer state": size(state),
         "checkpoint": size(p for p in parameters if p.requires_grad),
     }
+
+
+# --- directions ----------------------------------------------------------------------------------
+
+
+def subspace_similarity(a: Tensor, b: Tensor) -> float:
+    """φ = ‖Uᵀ V‖²_F / min(i, j) for orthonormal columns `a` (d, i) and `b` (d, j): 1 if the smaller
+    space lies in the larger, 0 if they are orthogonal (Hu et al. 2021, §7.2).
+
+    Random spaces give about max(i, j) / d, not 0: hold every φ against that.
+    """
+    return ((a.T @ b).square().sum() / min(a.shape[1], b.shape[1])).item()
+
+
+def intruder_dimensions(before: Tensor, after: Tensor, k: int = 10, epsilon: float = 0.3) -> int:
+    """How many of the k strongest left singular vectors of `after` have a cosine below `epsilon`
+    with every one of `before` (Shuttleworth et al. 2024, arXiv 2410.21228)."""
+    old, new = (torch.linalg.svd(m.detach().double())[0] for m in (before, after))
+    nearest = (old.T @ new[:, :k]).abs().max(dim=0).values
+    return int((nearest < epsilon).sum())

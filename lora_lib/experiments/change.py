@@ -1,42 +1,35 @@
 """What full fine-tuning changes: `python -m lora_lib.experiments.change`.
 
 Fine-tune all weights (at the sweep's learning rate, steps and seeds), look at the singular values
-of every ΔW, and cut every ΔW to rank r. As a comparison: as many more steps of pretraining.
-Twenty minutes on two CPU cores.
+of every ΔW, and cut every ΔW to rank r. As comparisons: as many more steps of pretraining, and SGD
+in place of Adam. Minutes on a GPU, an hour on two CPU cores.
 """
 
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lora_lib.analysis import k90, noise_like, singular_values, weight_changes, with_changes_cut
-from lora_lib.data import BASE_SCRIPT, load_pairs
+from lora_lib.data import BASE_SCRIPT
+from lora_lib.experiments.parallel import in_parallel, workers_argument
 from lora_lib.experiments.provenance import provenance
-from lora_lib.experiments.sweep import (
-    BATCH_SIZE,
-    CENTRE,
-    Run,
-    chosen_rate,
-    load_results,
-    prepare_model,
-)
+from lora_lib.experiments.questions import SEEDS, method
+from lora_lib.experiments.runs import Run, chosen_rate, load_results, prepare_model, train
 from lora_lib.model import default_device, load_pretrained
-from lora_lib.training import adapt, evaluate
+from lora_lib.training import evaluate
 
 RESULTS = Path(__file__).parent / "results" / "change.json"
 CUTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
 
-def measure(run: Run, cuts: tuple[int, ...]) -> dict:
-    """k90 of every ΔW of one run of full fine-tuning, and test scores with every ΔW cut."""
+def measure(job: tuple[Run, tuple[int, ...]]) -> dict:
+    """For a run of full fine-tuning, and some ranks: k90 of every ΔW, and the test scores with
+    every ΔW cut to each rank."""
+    run, cuts = job
     device = default_device()
     base, tokenizer = load_pretrained()
     model, _ = prepare_model(run)
-    model.to(device)
-    pairs = load_pairs(run.script, "train")[: run.pairs]
-    adapt(model, tokenizer, pairs, steps=run.steps, lr=run.lr, batch_size=BATCH_SIZE, seed=run.seed)
+    train(run, model.to(device), tokenizer)
     changes = weight_changes(base, model.cpu())
     return asdict(run) | {
         "k90": {path: k90(singular_values(change)) for path, change in changes.items()},
@@ -58,14 +51,18 @@ def load_changes(path: Path = RESULTS) -> list[dict]:
 
 
 def main() -> None:
-    full = replace(CENTRE, method="full")
-    full = replace(full, lr=chosen_rate(load_results(), full))
+    rows = load_results()
     jobs = [
-        (replace(full, script=script, seed=seed), cuts)
-        for script, cuts in (("georgian", CUTS), ("greek", ()), (BASE_SCRIPT, ()))
-        for seed in range(3)
+        (replace(method(name, script=script), lr=chosen_rate(rows, method(name)), seed=seed), cuts)
+        for name, script, cuts in (
+            ("full", "georgian", CUTS),
+            ("full", "greek", ()),
+            ("full", BASE_SCRIPT, ()),
+            ("full-sgd", "georgian", ()),
+        )
+        for seed in SEEDS
     ]
-    runs = [measure(*job) for job in tqdm(jobs)]
+    runs = in_parallel(measure, jobs, workers_argument(__doc__.splitlines()[0]))
     facts = provenance("python -m lora_lib.experiments.change", default_device())
     RESULTS.write_text(json.dumps({"provenance": facts, "runs": runs}, indent=1) + "\n")
 

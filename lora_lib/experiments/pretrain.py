@@ -1,8 +1,12 @@
 """Train the base that the course ships: `python -m lora_lib.experiments.pretrain`.
 
-It learns to write Latin names in Cyrillic, and to spell names of the other scripts alone, so that
-it knows their letters without knowing how to get there from Latin. Minutes on a GPU, some hours on
-two CPU cores; a run that was stopped goes on from its last checkpoint.
+It learns to write Latin names in Cyrillic and, where a tag asks for it, in Arabic, and to spell
+names of the other scripts alone, so that it knows their letters without knowing how to get there
+from Latin. Minutes on a GPU, some hours on two CPU cores; a run that was stopped goes on from its
+last checkpoint.
+
+The second script is there because it helps what is adapted later: with it, the mean exact match of
+the six adapted scripts rose in both of two pretraining seeds, most with few pairs.
 """
 
 import argparse
@@ -13,25 +17,27 @@ import torch
 from tqdm import tqdm
 
 from lora_lib import data
-from lora_lib.data import BASE_SCRIPT, SCRIPTS, Example, Tokenizer
+from lora_lib.data import BASE_SCRIPT, SCRIPTS, SECOND_SCRIPT, Example, Tokenizer
 from lora_lib.experiments.provenance import provenance
 from lora_lib.model import BASE_FILE, SmallTransformer, default_device, save_pretrained
 from lora_lib.training import evaluate, language_model_loss
 
 SHAPE = dict(d_model=128, n_heads=4, n_layers=4, max_len=96, dropout=0.1)
-STEPS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SEED = 16_000, 256, 2e-3, 0.05, 42
+STEPS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SEED = 24_000, 256, 2e-3, 0.05, 42
 
 
 def make_tokenizer() -> Tokenizer:
-    """Every character that occurs ten times in the training names of the seven scripts."""
-    scripts = (BASE_SCRIPT, *SCRIPTS)
+    """Every character that occurs ten times in the training names of the eight scripts."""
+    scripts = (BASE_SCRIPT, SECOND_SCRIPT, *SCRIPTS)
     names = [name for s in scripts for pair in data.load_pairs(s, "train") for name in pair]
     return Tokenizer.from_names(names, min_count=10)
 
 
 def training_examples(tokenizer: Tokenizer) -> list[Example]:
-    """Cyrillic pairs, and the names of every other script alone (training towns only)."""
-    examples = data.pair_examples(data.load_pairs(BASE_SCRIPT, "train"), tokenizer)
+    """Cyrillic and Arabic pairs, and the names of the other scripts alone (training towns only)."""
+    examples = []
+    for script in (BASE_SCRIPT, SECOND_SCRIPT):
+        examples += data.pair_examples(data.load_pairs(script, "train"), tokenizer, script)
     for script in SCRIPTS:
         names = {pair.target for pair in data.load_pairs(script, "train")}
         examples += [Example(tokenizer.name(name), 1) for name in sorted(names)]
@@ -46,7 +52,9 @@ def pretrain(
     tokenizer = make_tokenizer()
     config = dict(vocab_size=len(tokenizer), num_classes=len(tokenizer), **SHAPE)
     model = SmallTransformer(**config).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=steps, pct_start=max(0.05, 2 / steps)
     )
@@ -88,7 +96,8 @@ def record(
 ) -> dict:
     """Score the base on unseen towns and write it with its provenance; returns the scores."""
     scores = {
-        split: evaluate(model, tokenizer, BASE_SCRIPT, split)._asdict()
+        f"{script} {split}": evaluate(model, tokenizer, script, split)._asdict()
+        for script in (BASE_SCRIPT, SECOND_SCRIPT)
         for split in ("validation", "test")
     }
     settings = dict(

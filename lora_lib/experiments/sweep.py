@@ -1,303 +1,144 @@
-"""The recorded results: `python -m lora_lib.experiments.sweep [--workers N]`.
+"""Make the recorded runs: `python -m lora_lib.experiments.sweep [--workers N] [question …]`.
 
-One factor at a time around a stated centre, CENTRE. Learning rates are chosen on validation
-towns, for every method, rank and choice of targets, on the centre's script; what is reported is
-test towns. A sweep that was stopped goes on where it was: a run that stands in the results file
-is not done again.
+Learning rates come first: three on a ladder of 1, 2, 5 around a guess, then one more at the edge as
+long as the best lies there, so that the chosen rate always has a worse one on either side. They
+are chosen on validation towns; what is reported is test towns. A sweep that was stopped goes on
+where it was: a run that stands in the results file is not done again.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lora_lib.data import SCRIPTS, load_pairs, same_town_dataset, same_town_pairs
 from lora_lib.experiments.provenance import provenance
-from lora_lib.lora import add_lora_to_model, count_parameters, freeze_non_lora_params
-from lora_lib.model import (
-    SmallTransformer,
-    classifier_from,
-    default_device,
-    load_pretrained,
-    read_metadata,
+from lora_lib.experiments.questions import QUESTIONS, SEEDS, Question
+from lora_lib.experiments.runs import (
+    BATCH_SIZE,
+    CENTRE,
+    RESULTS,
+    Run,
+    execute,
+    load_results,
+    run_of,
+    tried_rates,
+    tuning_key,
 )
-from lora_lib.training import accuracy, adapt, classification_loss, evaluate, fit
+from lora_lib.model import default_device
 
-RESULTS = Path(__file__).parent / "results" / "sweep.jsonl"
-
-TARGETS = {
-    "all-linear": "all-linear",
-    "W_q, W_v": ("W_q", "W_v"),
-    "attention": ("W_q", "W_k", "W_v", "W_o"),
-    "feed-forward": ("linear1", "linear2"),
-}
+LADDER = tuple(m * 10.0**e for e in range(-5, 1) for m in (1, 2, 5))
+LADDER = tuple(float(f"{rate:g}") for rate in LADDER)  # 2e-4 exactly, not 2.0000000000000001e-4
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run; `pairs` None means all. Rank, alpha, rslora and targets are LoRA's."""
-
-    method: str = "lora"  # or full, head, scratch
-    script: str = "georgian"
-    task: str = "write"  # or same-town
-    rank: int = 8
-    alpha: float = 16.0
-    rslora: bool = False
-    targets: str = "all-linear"
-    lr: float | None = None
-    pairs: int | None = None
-    steps: int = 500
-    seed: int = 0
-
-
-CENTRE = Run()
-BATCH_SIZE = 64
-
-
-# --- one run -------------------------------------------------------------------------------------
-
-
-def prepare_model(run: Run) -> tuple[SmallTransformer, object]:
-    """The model of a run, with exactly what its method trains set to requires_grad."""
-    torch.manual_seed(run.seed)
-    model, tokenizer = load_pretrained()
-    if run.method == "scratch":
-        model = SmallTransformer(**read_metadata()["config"])
-    heads = ()
+def guess(run: Run) -> float:
+    """Where on the ladder to begin; wrong guesses only cost runs."""
     if run.task == "same-town":
-        classifier_from(model, num_classes=2)
-        heads = ("classifier",)
-    if run.method == "lora":
-        add_lora_to_model(
-            model,
-            run.rank,
-            run.alpha,
-            TARGETS[run.targets],
-            use_rslora=run.rslora,
-            modules_to_save=heads,
-        )
-        freeze_non_lora_params(model)
-    elif run.method == "head":
-        model.requires_grad_(False)
-        model.classifier.requires_grad_()
-    return model, tokenizer
+        return {"lora": 1e-3, "head": 1e-2}.get(run.method, 2e-4)
+    if run.method == "head":
+        return 2e-2
+    if run.method == "full-sgd":
+        return 1e-1
+    if not run.method.startswith("lora"):
+        return 1e-3
+    return 2e-2 if run.rank <= 2 else 1e-2 if run.rank <= 8 else 5e-3 if run.rank <= 16 else 2e-3
 
 
-def execute(run: Run, device: torch.device | None = None) -> dict:
-    """Train and score one run; returns its settings and results as one flat record."""
-    model, tokenizer = prepare_model(run)
-    model.to(device or default_device())
-    record = asdict(run) | {"trainable": count_parameters(model, only_trainable=True)}
-    if run.task == "same-town":
-        return record | _classify(run, model, tokenizer)
-    pairs = load_pairs(run.script, "train")[: run.pairs]
-    losses = adapt(
-        model, tokenizer, pairs, steps=run.steps, lr=run.lr, batch_size=BATCH_SIZE, seed=run.seed
-    )
-    return record | {
-        "losses": _thin(losses),
-        "validation": evaluate(model, tokenizer, run.script, "validation", 300)._asdict(),
-        "test": evaluate(model, tokenizer, run.script, "test")._asdict(),
-    }
+def untried_rates(tried: dict[float, float], first: float) -> list[float]:
+    """The learning rates to try next, none if the best one tried has a worse one on either side."""
+    at = LADDER.index(first)
+    missing = [rate for rate in LADDER[at - 1 : at + 2] if rate not in tried]
+    if missing:
+        return missing
+    best = max(tried, key=tried.get)
+    at = LADDER.index(best)
+    if best == min(tried):
+        return [LADDER[at - 1]]
+    return [LADDER[at + 1]] if best == max(tried) else []
 
 
-def _classify(run: Run, model: nn.Module, tokenizer) -> dict:
-    loaders = {}
-    for split in ("train", "validation", "test"):
-        limit = run.pairs if split == "train" else None
-        dataset = same_town_dataset(same_town_pairs(run.script, split, limit), tokenizer)
-        generator = torch.Generator().manual_seed(run.seed)
-        loaders[split] = DataLoader(
-            dataset, BATCH_SIZE, split == "train", collate_fn=dataset.collate, generator=generator
-        )
-    losses = fit(
-        model, _endless(loaders["train"]), run.steps, run.lr, loss_function=classification_loss
-    )
-    return {
-        "losses": _thin(losses),
-        "validation": {"accuracy": accuracy(model, loaders["validation"])},
-        "test": {"accuracy": accuracy(model, loaders["test"])},
-    }
+def plan(rows: list[dict], questions: Iterable[Question]) -> Iterator[Run]:
+    """What is still to be done, given what is recorded: rates to try, then the seeds of every level
+    whose rate is chosen."""
+    done = {run_of(row) for row in rows}
+    ready = []
+    for question in questions:
+        for label, level in question.levels.items():
+            setting = tuning_key(question.rate_of or level)
+            rates = [] if level.lr else untried_rates(tried_rates(rows, setting), guess(setting))
+            yield from (run for rate in rates if (run := replace(setting, lr=rate)) not in done)
+            if not rates:
+                ready.append((question, label))
+    for question, label in ready:
+        yield from (run for run in question.runs(label, rows) if run not in done)
 
 
-def _endless(loader: DataLoader) -> Iterator[dict]:
-    while True:
-        yield from loader
-
-
-def _thin(losses: list[float], every: int = 25) -> list[float]:
-    """Means of `every` steps, rounded: enough to draw a curve."""
-    groups = [losses[i : i + every] for i in range(0, len(losses), every)]
-    return [round(sum(g) / len(g), 4) for g in groups]
-
-
-# --- which runs ----------------------------------------------------------------------------------
-
-RANKS = (1, 2, 4, 8, 16, 32, 64)
-LORA_RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
-BEYOND = {1: 4e-2, 2: 4e-2, 64: 5e-4}  # one rate more where the best of these was at the edge
-EQUAL_BUDGET = {"W_q, W_v": 38, "attention": 19, "feed-forward": 15}  # ranks, for about 78,000
-
-
-def tuning_runs() -> list[Run]:
-    """One seed, the centre's script, several learning rates; judged on validation."""
-    lora = [
-        replace(CENTRE, rank=r, alpha=2.0 * r, lr=lr)
-        for r in RANKS
-        for lr in (*LORA_RATES, *([BEYOND[r]] if r in BEYOND else []))
-    ]
-    grids = {
-        "full": (3e-4, 5e-4, 1e-3, 2e-3, 4e-3),
-        "head": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-        "scratch": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-    }
-    others = [replace(CENTRE, method=m, lr=lr) for m, rates in grids.items() for lr in rates]
-    targets = [
-        replace(CENTRE, targets=t, lr=lr)
-        for t in EQUAL_BUDGET
-        for lr in (2e-3, 5e-3, 1e-2, 2e-2, 4e-2)
-    ]
-    same_town = {
-        "lora": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2),
-        "full": (1e-4, 3e-4, 1e-3, 3e-3),
-        "head": (1e-3, 1e-2, 1e-1),
-        "scratch": (1e-4, 3e-4, 1e-3, 3e-3),
-    }
-    classify = [
-        replace(CENTRE, task="same-town", method=m, lr=lr)
-        for m, rates in same_town.items()
-        for lr in rates
-    ]
-    return lora + others + targets + classify
-
-
-def chosen_rate(rows: list[dict], run: Run) -> float:
-    """The learning rate with the best validation score among the tuning runs for this setting.
-
-    A setting is method, task, rank (α = 2r) and targets; other ranks of a choice of targets, and
-    other scripts and numbers of pairs, use the rate tuned at the centre.
-    """
-    rank = run.rank if run.targets == "all-linear" else CENTRE.rank
-    key = replace(
-        CENTRE, method=run.method, task=run.task, rank=rank, alpha=2.0 * rank, targets=run.targets
-    )
-    tried = [row for row in rows if _matches_setting(row, key)]
-    return max(tried, key=_validation_score)["lr"]
-
-
-def _matches_setting(row: dict, key: Run) -> bool:
-    return all(row[name] == value for name, value in asdict(key).items() if name != "lr")
-
-
-def _validation_score(row: dict) -> float:
-    scores = row["validation"]
-    return scores["accuracy"] if "accuracy" in scores else -scores["bits"]
-
-
-def final_runs(rows: list[dict]) -> list[Run]:
-    """Several seeds at the chosen rates: five at the centre, three elsewhere."""
-
-    def tuned(run: Run) -> Run:
-        return replace(run, lr=chosen_rate(rows, run))
-
-    methods = [
-        tuned(CENTRE),
-        tuned(replace(CENTRE, targets="W_q, W_v")),
-        *(tuned(replace(CENTRE, method=m)) for m in ("full", "head", "scratch")),
-    ]
-    scratch = tuned(replace(CENTRE, method="scratch"))
-    runs = _seeds(methods, 5)
-    runs += _seeds([replace(scratch, script=s, steps=5000) for s in SCRIPTS], 3)
-    for script in SCRIPTS:
-        runs += _seeds([replace(m, script=script) for m in methods], 3)
-    some = [m for m in methods if m.method != "head" and m.targets == "all-linear"]
-    runs += _seeds([replace(m, pairs=n) for n in (100, 300, 1000) for m in some], 3)
-    runs += _seeds([tuned(replace(CENTRE, rank=r, alpha=2.0 * r)) for r in RANKS], 3)
-    runs += _seeds([tuned(replace(CENTRE, targets=t)) for t in EQUAL_BUDGET], 3)
-    runs += _seeds(
-        [tuned(replace(CENTRE, targets=t, rank=r, alpha=2.0 * r)) for t, r in EQUAL_BUDGET.items()],
-        3,
-    )
-    centre = tuned(CENTRE)  # alpha rules: one learning rate, as a user who does not tune has it
-    for rank in (2, 32):
-        runs += _seeds(
-            [
-                replace(centre, rank=rank),
-                replace(centre, rank=rank, alpha=2.0 * rank),
-                replace(centre, rank=rank, rslora=True),
-            ],
-            3,
-        )
-    same_town = [
-        tuned(replace(CENTRE, task="same-town", method=m))
-        for m in ("lora", "full", "head", "scratch")
-    ]
-    runs += _seeds(same_town, 3) + _seeds([replace(m, pairs=500) for m in same_town], 3)
-    return list(dict.fromkeys(runs))
-
-
-def _seeds(runs: list[Run], n: int) -> list[Run]:
-    return [replace(run, seed=seed) for run in runs for seed in range(n)]
-
-
-# --- the sweep -----------------------------------------------------------------------------------
-
-
-def load_results(path: Path = RESULTS) -> list[dict]:
-    """All recorded runs, one dict each (see Run and `execute`)."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def select(rows: list[dict], **factors) -> list[dict]:
-    """The runs that equal the centre except in `factors`, one row a seed.
-
-    Unless given, alpha is 2 · rank and the learning rate the one chosen on validation.
-    """
-    run = replace(CENTRE, **factors)
-    if "alpha" not in factors:
-        run = replace(run, alpha=2.0 * run.rank)
-    if "lr" not in factors:
-        run = replace(run, lr=chosen_rate(rows, run))
-    wanted = {name: value for name, value in asdict(run).items() if name != "seed"}
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-
-
-def _work(run: Run) -> dict:
+def _work(run: Run, device: str) -> dict:
     torch.set_num_threads(1)
-    return execute(run)
+    return execute(run, torch.device(device)) | {"device": device.partition(":")[0]}
 
 
-def sweep(runs: list[Run], path: Path, workers: int) -> None:
-    """Do the runs that are not in `path` yet; each result is appended as it comes."""
-    done = {Run(**{n: row[n] for n in asdict(CENTRE)}) for row in load_results(path)}
-    todo = [run for run in runs if run not in done]
+def sweep(
+    questions: list[Question], path: Path, workers: int, device: str, seconds: float = float("inf")
+) -> None:
+    """Do what `plan` asks for until nothing is left or the time is up; each result is appended to
+    `path` as it comes."""
+    end = time.monotonic() + seconds
+    rows = load_results(path)
+    total = sum(len(question.levels) for question in questions) * len(SEEDS)
     # A fork of a process that has touched a GPU cannot use it: start workers afresh.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool, path.open("a") as file:
-        for record in tqdm(pool.imap_unordered(_work, todo), total=len(todo), mininterval=10):
-            file.write(json.dumps(record) + "\n")
-            file.flush()
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(workers, context) as pool,
+        path.open("a") as file,
+        tqdm(desc="runs", mininterval=10, unit="run") as bar,
+    ):
+        running = {}
+        while True:
+            todo = (run for run in plan(rows, questions) if run not in running.values())
+            while len(running) < workers and (run := next(todo, None)) is not None:
+                running[pool.submit(_work, run, device)] = run
+            if not running:
+                return
+            finished, _ = wait(running, max(0, end - time.monotonic()), FIRST_COMPLETED)
+            if not finished:  # the time is up
+                for process in pool._processes.values():
+                    process.terminate()
+                return
+            for future in finished:
+                rows.append(future.result())
+                file.write(json.dumps(rows[-1]) + "\n")
+                file.flush()
+                del running[future]
+                bar.update()
+            bar.set_postfix_str(f"at most {total} after tuning", refresh=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("questions", nargs="*", metavar="question", help=", ".join(QUESTIONS))
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    parser.add_argument("--device", default=default_device().type)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    unknown = set(arguments.questions) - QUESTIONS.keys()
+    if unknown:
+        parser.error(f"no such question: {', '.join(sorted(unknown))}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.touch()
-    facts = provenance("python -m lora_lib.experiments.sweep", default_device())
+    facts = provenance("python -m lora_lib.experiments.sweep", torch.device(arguments.device))
     facts |= {"centre": asdict(CENTRE), "batch_size": BATCH_SIZE}
     arguments.out.with_suffix(".provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
-    sweep(tuning_runs(), arguments.out, arguments.workers)
-    sweep(final_runs(load_results(arguments.out)), arguments.out, arguments.workers)
+    chosen = [QUESTIONS[name] for name in arguments.questions or QUESTIONS]
+    sweep(chosen, arguments.out, arguments.workers, arguments.device, arguments.seconds)
 
 
 if __name__ == "__main__":
