@@ -20,7 +20,7 @@ TOWN = "Bremen"
 def row(script: str) -> str:
     model, tokenizer = load_pretrained()
     if script == BASE_SCRIPT:
-        score = read_metadata()["provenance"]["scores"]["test"]["exact_match"]
+        score = read_metadata()["provenance"]["scores"]["cyrillic test"]["exact_match"]
     else:
         load_adapter(model, ADAPTERS / script)
         facts = json.loads((ADAPTERS / script / "provenance.json").read_text("utf-8"))

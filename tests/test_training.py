@@ -104,9 +104,9 @@ def test_the_learning_rate_rises_over_a_tenth_of_the_steps_and_falls_to_zero():
 def test_the_first_step_uses_the_first_share_of_the_learning_rate():
     model = tiny_language_model()
     before = model.classifier.bias.detach().clone()
-    fit(model, batches(), 10, lr=1e-2, weight_decay=0.0)
+    fit(model, batches(), 10, lr=1e-2, optimizer=torch.optim.Adam)
     one = tiny_language_model()
-    fit(one, itertools.islice(batches(), 1), 40, lr=1e-2, weight_decay=0.0)
+    fit(one, itertools.islice(batches(), 1), 40, lr=1e-2, optimizer=torch.optim.Adam)
     # Adam's first step moves every entry by the learning rate: here 1e-2 · (1/40) / 0.1
     assert (one.classifier.bias - before).abs().max().item() == pytest.approx(2.5e-3, rel=1e-3)
 
