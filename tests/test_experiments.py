@@ -61,7 +61,6 @@ def test_every_level_of_these_questions_has_five_seeds(name, label):
 
 def test_every_recorded_run_answers_a_question_or_tunes_a_rate():
     asked = [level for question in QUESTIONS.values() for level in question.levels.values()]
-    asked += [question.rate_of for question in QUESTIONS.values() if question.rate_of]
     keys = {tuning_key(run) for run in asked}
     assert {tuning_key(run_of(row)) for row in ROWS} <= keys
 
@@ -141,7 +140,7 @@ def imagined(run):
 
 
 def test_the_plan_tunes_first_then_does_every_seed_and_ends():
-    questions = [QUESTIONS[name] for name in ("rank", "alpha-rules")]
+    questions = [QUESTIONS[name] for name in ("rank", "one-rate")]
     rows = []
     first = list(plan(rows, questions))
     assert {run.seed for run in first} == {0}

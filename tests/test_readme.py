@@ -8,7 +8,7 @@ import nbformat
 
 from lora_lib import BASE_SCRIPT, SCRIPTS, load_adapter, load_pretrained, load_spellings
 from lora_lib.adapters import ADAPTERS
-from lora_lib.experiments.sweep import load_results
+from lora_lib.experiments.runs import load_results
 from lora_lib.model import read_metadata
 from lora_lib.training import transliterate
 
