@@ -246,6 +246,26 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path, change)
         load_pretrained(path)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (dict(width=128), "unexpected keyword argument 'width'"),
+        (dict(d_model=130), "130 is not divisible by n_heads 4"),
+        (dict(vocab_size="many"), "many|str"),
+        (dict(n_layers=5), "Missing key"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_is_not_this_models_is_refused(tmp_path, config, words):
+    metadata = read_metadata()
+    metadata["config"] |= config
+    path = tmp_path / "base.safetensors"
+    strings = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    save_file(load_file(BASE_FILE), path, strings)
+    with pytest.raises(ValueError, match=rf"do not fit its configuration[\s\S]*({words})"):
+        load_pretrained(path)
+
+
 def test_classifier_from_keeps_the_body_and_draws_a_new_head(base, tokenizer):
     body = {n: p for n, p in base.named_parameters() if not n.startswith("classifier")}
     model = classifier_from(base, num_classes=2)
