@@ -66,5 +66,5 @@ def test_run_e_freezes_a_new_head(runs, base):
 def test_a_wrong_diagnosis_says_what_that_cause_would_show(capsys):
     training.diagnose["A"]("a")
     out = capsys.readouterr().out
-    assert "the optimizer would hold the whole base's scalars" in out
+    assert "then the optimizer holds the whole base's scalars" in out
     assert "Run A does not show that." in out

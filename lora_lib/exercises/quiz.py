@@ -427,10 +427,10 @@ after = _quiz(
                 "d": "The simplest that reaches it; LoRA has no base to build on.",
             },
             right="d",
-            why="LoRA adapts what a base knows; this course's same-town task shows the limit.",
+            why="LoRA adapts what a base knows. Measure first what that is worth for the task.",
             misconceptions={
                 "a": "rank lets a change be richer; it brings no knowledge.",
-                "b": "here it does not, as you just read; in this course it depends on the task.",
+                "b": "here it does not, as you just read; it depends on the task.",
                 "c": "a sum of adapters still changes the same base.",
             },
         ),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lora_lib.data import batches_by_length, load_pairs, pair_examples
 from lora_lib.exercises.engine import Choice, Exercise, Wrong
 from lora_lib.lora import add_lora_to_model, count_parameters, freeze_non_lora_params, lora_layers
-from lora_lib.model import load_pretrained
+from lora_lib.model import load_pretrained, read_metadata
 from lora_lib.training import language_model_loss
 
 # --- a training step -----------------------------------------------------------------------------
@@ -197,13 +197,13 @@ CAUSES = {
     "e": "the learning rate is far too high",
 }
 _SIGNS = {  # what each cause would show: told to whoever names it for another run
-    "a": "the optimizer would hold the whole base's scalars and B would never move, while the "
-    "gradients are alive",
-    "b": "the loss would start near that of guessing among all characters "
-    f"(about {math.log(476):.1f} nats) or above the healthy run's, with the usual counts",
-    "c": "fewer parameters would be trainable than in the healthy run",
-    "d": "the gradients of A and of B would both be exactly zero",
-    "e": "the loss would leap up and down, and B grow by orders of magnitude",
+    "a": "the optimizer holds the whole base's scalars and B never moves, while the gradients are "
+    "alive",
+    "b": "the loss starts above the healthy run's, near that of guessing among all characters "
+    f"(about {math.log(read_metadata()['config']['vocab_size']):.1f} nats), with the usual counts",
+    "c": "fewer parameters are trainable than in the healthy run",
+    "d": "the gradients of A and of B are both exactly zero",
+    "e": "the loss leaps up and down, and B grows by orders of magnitude",
 }
 _RIGHT = {"A": "d", "B": "c", "C": "e", "D": "a", "E": "b"}
 
@@ -215,9 +215,9 @@ def _diagnosis(run: str) -> Choice:
         question=f"Run {run}: what went wrong?",
         options=CAUSES,
         right=right,
-        why=f"The sign: {_SIGNS[right]}.",
+        why=f"Its sign: {_SIGNS[right]}.",
         misconceptions={
-            cause: f"if {text}, {_SIGNS[cause]}. Run {run} does not show that."
+            cause: f"if {text}, then {_SIGNS[cause]}. Run {run} does not show that."
             for cause, text in CAUSES.items()
             if cause != right
         },

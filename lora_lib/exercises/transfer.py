@@ -97,7 +97,7 @@ def train(
     return losses
 
 
-def pretrained_mixer(steps: int = 250) -> NameMixer:
+def pretrained_mixer(steps: int = 150) -> NameMixer:
     """A NameMixer that has learned to tell the countries of OLD apart; trained here, in seconds."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -119,7 +119,7 @@ def losses_of_a_right_one(base: NameMixer, steps: int) -> list[float]:
         with_new_head(base), 4, 8.0, "all-linear", modules_to_save=("head",)
     )
     freeze_non_lora_params(model)
-    return train(model, *load_towns(NEW, 300), steps, lr=1e-2)
+    return train(model, *load_towns(NEW, 100), steps, lr=1e-2)
 
 
 # --- 1: LoRA in an unknown model -----------------------------------------------------------------
