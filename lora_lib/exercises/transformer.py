@@ -140,7 +140,9 @@ def _diagnose_paths(target: str, found, expected: set[str], returned) -> None:
 
 
 inject = Exercise(
+    "03 inject",
     _test_inject,
+    contract="inject(model, target, rank, alpha) replaces layers in the model and returns it.",
     why="Path equal to the target, or ending in a dot and the target: the rule of PEFT's lists, "
     "which the library follows; and nothing in the model's own code had to change.",
     hints=[
@@ -224,7 +226,9 @@ def _diagnose_trainable(
 
 
 freeze = Exercise(
+    "03 freeze",
     _test_freeze,
+    contract="freeze(model, saved) sets requires_grad of the parameters; saved holds names.",
     why="Freezing everything and then switching on what trains, by name, also works on a model "
     "that came in frozen; nothing new in the model can slip through.",
     hints=[
@@ -239,6 +243,7 @@ freeze = Exercise(
 # --- two questions -------------------------------------------------------------------------------
 
 target_match = Choice(
+    "03 target_match",
     "A model has, in each block, mlp.up, mlp.gate_up and mlp.up_norm, all nn.Linear. Which does "
     'target_modules=["up"] adapt?',
     {
@@ -258,6 +263,7 @@ target_match = Choice(
 )
 
 frozen_head = Choice(
+    "03 frozen_head",
     "You build a classifier on the base with classifier_from, adapt W_q and W_v with no "
     "modules_to_save, and training goes well. You save the adapter, and tomorrow you load it into "
     "a new classifier built the same way. Its predictions are",
