@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lora_lib import plots
 from lora_lib.experiments import benchmark, contestants, large
 from lora_lib.experiments.benchmark import (
     cases,
@@ -134,6 +135,24 @@ def test_contestants_share_the_frozen_weights_but_full_has_its_own():
         assert not weights & inside if name == "full" else weights <= inside
     assert not any(p.requires_grad for p in base.parameters())
     assert [type(m) for m in base.layers[0].values()] == [nn.Linear] * 3
+
+
+def test_compiled_models_are_compiled_block_by_block_and_their_base_is_not():
+    case = replace(DECODER, mode="compiled")  # compiling itself takes a minute: not here
+    base = build(case, CPU)
+    model = make("lora_lib", base, case)
+    assert all(block._compiled_call_impl for block in model.layers)
+    assert not any(block._compiled_call_impl for block in base.layers)
+
+
+def test_a_profiler_that_fails_costs_no_times(monkeypatch):
+    def broken(contestant, device):
+        raise RuntimeError("no profiler here")
+
+    monkeypatch.setattr(benchmark, "profile_step", broken)
+    record = measure(DECODER, CPU, seconds=0, at_least=1)
+    assert record["failed"] == {"profile": "RuntimeError('no profiler here')"}
+    assert all(record["contestants"][name]["ms"] for name in entrants(DECODER))
 
 
 def test_a_profile_tells_thin_products_from_those_with_W():
@@ -350,6 +369,25 @@ def test_full_fine_tuning_that_runs_out_of_memory_is_no_record(monkeypatch):
 
     monkeypatch.setattr(Contestant, "step", step)
     assert large.train_full(large.TINY, 8, CPU, depth=1) is None
+
+
+# --- the figure -----------------------------------------------------------------------------------
+
+
+def test_the_figure_draws_the_ratios_it_is_given_and_the_floor():
+    ratios = {"lora_lib": [1.4, 0.8], "frozen": [0.6, 0.7]}
+    decoder = {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)}
+    figure = plots.step_times({"CPU": ratios, "GPU": ratios}, (128, 4096), decoder)
+    for ax, title in zip(figure.axes[:2], ("CPU", "GPU"), strict=True):
+        lines = {line.get_label(): list(map(float, line.get_ydata())) for line in ax.lines}
+        assert ax.get_title() == title
+        assert lines["lora_lib"] == [1.4, 0.8] and lines["frozen"] == [0.6, 0.7]
+        assert lines["full"] == [1, 1]
+        assert lines["2/3 of full: the floor in FLOPs"] == [2 / 3, 2 / 3]
+    bars = figure.axes[2].patches
+    assert [bar.get_width() for bar in bars] == [200.0, 164.0]
+    texts = [text.get_text() for text in figure.axes[2].texts]
+    assert {"200 ms, 40 GB", "164 ms, 18 GB", "recorded"} == set(texts)
 
 
 # --- what is recorded -----------------------------------------------------------------------------

@@ -213,8 +213,11 @@ def measure(case: Case, device: torch.device, seconds: float, at_least: int = 9)
         measured[name]["ms"] = times
     record = {"case": asdict(case), "contestants": measured, "failed": failed}
     if case.model == "decoder" and case.mode == "train" and not case.vocabulary:
-        profiled = [name for name in PROFILED if name in ready]
-        record["profile"] = {name: profile_step(ready[name], device) for name in profiled}
+        try:
+            profiled = [name for name in PROFILED if name in ready]
+            record["profile"] = {name: profile_step(ready[name], device) for name in profiled}
+        except RuntimeError as error:  # no profiler on this machine: the times stand without it
+            failed["profile"] = repr(error)[:200]
     return record
 
 
@@ -247,22 +250,24 @@ WIDTHS = (4096, 2048, 1024, 512, 256, 128)
 def cases(device: torch.device) -> list[Case]:
     """The most important first."""
     gpu = device.type == "cuda"
-    batch, length = (16, 512) if gpu else (1, 256)
+    batch = 16 if gpu else 1
     float32, bfloat16 = (
-        [Case("projections", w, 1 if w > 1024 else 4, batch, length, dtype=dtype) for w in WIDTHS]
+        [Case("projections", w, 1 if w > 1024 else 4, batch, dtype=dtype) for w in WIDTHS]
         for dtype in ("float32", "bfloat16")
     )
     if not gpu:  # a processor without bfloat16 products needs a hundred times as long
         bfloat16 = [case for case in bfloat16 if case.width <= 256]
     some = [case for case in float32 + bfloat16 if case.width in (256, 1024)]
     dropout = [replace(case, dropout=0.1) for case in some]
-    course = [Case("course", rank=8, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    course = [
+        Case("course", batch=64, length=0, rank=8, dtype=dtype) for dtype in ("float32", "bfloat16")
+    ]
     course.append(replace(course[0], dropout=0.1))
     inference = [replace(some[0], mode="inference"), replace(course[0], mode="inference")]
     rest = dropout + course + inference
     if not gpu:
         return float32 + bfloat16 + rest
-    decoder = Case("decoder", width=4096, depth=8, batch=16, length=512, dtype="bfloat16")
+    decoder = Case("decoder", width=4096, depth=8, batch=16, dtype="bfloat16")
     return [decoder, *bfloat16, replace(decoder, mode="compiled"), *rest, *float32]
 
 
@@ -270,7 +275,7 @@ def turns_seconds(case: Case, device: torch.device) -> float:
     """How long the contestants of a case take turns."""
     if case.model == "decoder":
         return 10
-    return 1.5 if device.type == "cuda" else 12
+    return 1.5 if device.type == "cuda" else 25
 
 
 def quick_cases() -> list[Case]:
@@ -285,7 +290,7 @@ def quick_cases() -> list[Case]:
         stack,
         replace(stack, dtype="bfloat16", dropout=0.1),
         replace(stack, mode="inference"),
-        Case("course", rank=2),
+        Case("course", batch=4, length=0, rank=2),
     ]
 
 

@@ -29,7 +29,7 @@ class Case:
 
     `model`: "projections" (`depth` times q, k and v of one input, summed, and nothing else),
     "decoder" (Llama-shaped, `depth` blocks, heads of 128; with a vocabulary also embedding, output
-    layer and loss) or "course" (the course's base on its own batches).
+    layer and loss) or "course" (the course's base, on a batch of its pairs).
     `mode`: "train", "compiled" (block by block), "checkpointed" (activations of a block are
     computed again in the backward pass), or "inference" (no gradients).
     """
@@ -124,7 +124,7 @@ def forward_pass(case: Case, device: torch.device) -> Pass:
     if case.model == "course":
         tokenizer = load_pretrained()[1]
         examples = pair_examples(load_pairs("georgian", "train"), tokenizer)
-        batch = next(batches_by_length(examples, batch_size=64, seed=0)).to(device)
+        batch = next(batches_by_length(examples, case.batch, seed=0)).to(device)
         return lambda model: (language_model_loss(model, batch), None)
     if case.vocabulary:
         ids = torch.randint(case.vocabulary, (case.batch, case.length), device=device)
@@ -235,7 +235,7 @@ def entrants(case: Case) -> list[str]:
     if case.dropout or case.model == "course" or case.mode == "compiled":
         without |= {"lora_lib, fused"}
     if case.mode == "compiled":
-        without |= {"loralib"}
+        without |= {"PEFT without casts", "loralib"}  # compiling takes its time
     if case.vocabulary:
         without |= {CEILING, "loralib", "lora_lib, fused"}
     return [name for name in names if name not in without]

@@ -14,7 +14,7 @@ from lora_lib.lora import LoRALinear
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # Llama's names
 
 
-class _AdaptedProducts(torch.autograd.Function):
+class AdaptedProducts(torch.autograd.Function):
     """x (N, d_in), stacked A (n·r, d_in), n weights (d_out, d_in), n B's (d_out, r)
     → n outputs x Wᵢᵀ + s (x Aᵢᵀ) Bᵢᵀ, each (N, d_out)."""
 
@@ -64,7 +64,7 @@ class SharedInput:
         return output
 
     def _compute(self, x: Tensor) -> list[Tensor]:
-        outputs = _AdaptedProducts.apply(
+        outputs = AdaptedProducts.apply(
             x.flatten(0, -2),
             torch.cat([layer.lora_A for layer in self.layers]).to(x.dtype),
             self.layers[0].scaling,
