@@ -39,21 +39,21 @@ class _Block(nn.Module):
 
 
 class _Model(nn.Module):
-    """A q at the top as well; a head, a subhead, and "lora" inside the name of a base module."""
+    """A q at the top as well; a head, a header, and "lora" inside the name of a base module."""
 
     def __init__(self):
         super().__init__()
         self.flora = nn.Embedding(9, _WIDTH)
         self.blocks = nn.ModuleList(_Block() for _ in range(2))
         self.q = nn.Linear(_WIDTH, _WIDTH)
-        self.subhead = nn.Linear(_WIDTH, _WIDTH)
+        self.header = nn.Linear(_WIDTH, _WIDTH)
         self.head = nn.Linear(_WIDTH, 3)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.flora(ids)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.subhead(self.q(x)))
+        return self.head(self.header(self.q(x)))
 
 
 # --- injection by name ---------------------------------------------------------------------------
@@ -200,11 +200,11 @@ def _diagnose_trainable(
         raise Wrong(
             "a wrapped weight (…original.weight) trains again; that is the base, which stays frozen"
         )
-    if any(name.startswith("subhead.") for name in trainable) and not any(
+    if any(name.startswith("header.") for name in trainable) and not any(
         name.startswith("blocks.0.norm") for name in trainable
     ):
         raise Wrong(
-            '"subhead" trains, though "head" was named: match the whole path, or its end after a '
+            '"header" trains, though "head" was named: match the whole path, or its end after a '
             "dot"
         )
     if any(name.startswith("flora.") for name in trainable) and not any(

@@ -159,7 +159,7 @@ WRONG = {
         "factors are frozen": trains_if(lambda n, saved: n.startswith("head.")),
         "both factors": trains_if(lambda n, saved: n.endswith("lora_B") or n.startswith("head.")),
         "wrapped weight": trains_if(lambda n, saved: factor(n) or "original" in n),
-        '"subhead" trains': trains_if(lambda n, saved: factor(n) or any(s in n for s in saved)),
+        '"header" trains': trains_if(lambda n, saved: factor(n) or any(s in n for s in saved)),
         '"flora" trains': trains_if(lambda n, saved: "lora" in n or n.startswith("head.")),
         "still trains": trains_if(lambda n, saved: factor(n) or "norm" in n),
         "named in modules_to_save, is frozen": trains_if(lambda n, saved: factor(n)),
