@@ -92,6 +92,28 @@ def bars_with_spread(
     ax.grid(axis="x", visible=False)
 
 
+def seeds_and_intervals(
+    scores: Mapping[str, Sequence[float]], intervals: Mapping[str, tuple], xlabel: str
+):
+    """A line for every name: each seed's score as a point, their mean and its 95 % interval, given
+    as (mean, low, high)."""
+    fig, ax = figure(1, width=11, height=1.3 + 0.36 * len(scores))
+    for y, (name, values) in enumerate(scores.items()):
+        middle, low, high = intervals[name]
+        seeds = [y - 0.16] * len(values)
+        ax.plot(values, seeds, "o", color=SKY, ms=5, label="one seed" if y == 0 else "")
+        ax.errorbar(
+            middle, y + 0.16, xerr=[[middle - low], [high - middle]], fmt="|", ms=9, mew=2.2, color=BLACK,
+            elinewidth=2.2, capsize=3, label="mean and 95 % interval" if y == 0 else "",
+        )  # fmt: skip
+    ax.set_yticks(range(len(scores)), scores)
+    ax.invert_yaxis()
+    ax.set_xlabel(xlabel)
+    fig.legend(loc="outside lower right", ncols=2)
+    mark_recorded(ax)
+    return fig
+
+
 # --- 01: rank ------------------------------------------------------------------------------------
 
 
