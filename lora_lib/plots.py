@@ -100,12 +100,10 @@ def seeds_and_intervals(
     fig, ax = figure(1, width=11, height=1.3 + 0.36 * len(scores))
     for y, (name, values) in enumerate(scores.items()):
         middle, low, high = intervals[name]
-        seeds = [y - 0.16] * len(values)
-        ax.plot(values, seeds, "o", color=SKY, ms=5, label="one seed" if y == 0 else "")
-        ax.errorbar(
-            middle, y + 0.16, xerr=[[middle - low], [high - middle]], fmt="|", ms=9, mew=2.2, color=BLACK,
-            elinewidth=2.2, capsize=3, label="mean and 95 % interval" if y == 0 else "",
-        )  # fmt: skip
+        points, bar = ("one seed", "mean and 95 % interval") if y == 0 else ("", "")
+        ax.plot(values, [y - 0.16] * len(values), "o", color=SKY, ms=5, label=points)
+        ax.plot([low, high], [y + 0.16] * 2, color=BLACK, label=bar)
+        ax.plot(middle, y + 0.16, "|", color=BLACK, ms=11, mew=2.2)
     ax.set_yticks(range(len(scores)), scores)
     ax.invert_yaxis()
     ax.set_xlabel(xlabel)
