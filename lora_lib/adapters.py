@@ -1,31 +1,39 @@
 """Save and load adapters in the format of Hugging Face PEFT: a directory with
 `adapter_config.json` and `adapter_model.safetensors`.
 
-`peft.PeftModel.from_pretrained(base, directory)` reads what `save_adapter` writes.
+`peft.PeftModel.from_pretrained(base, directory)` reads what `save_adapter` writes, and
+`load_adapter` reads what PEFT writes.
 """
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora_lib.lora import (
     LoRAConfig,
     LoRALinear,
-    _require_lora,
+    _inner,
+    _inside,
+    _matches,
+    _names,
+    _require_config,
     _saved_paths,
     add_lora_to_model,
     freeze_non_lora_params,
+    lora_layers,
     unload_lora,
 )
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT wraps a model twice before it names its tensors
+_SETTINGS = "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "modules_to_save"
 
 ADAPTERS = Path(__file__).parent / "pretrained" / "adapters"
 
@@ -46,64 +54,32 @@ def adapter_names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in ADAPTERS.glob(f"*/{CONFIG_FILE}")))
 
 
+# --- save ----------------------------------------------------------------------------------------
+
+
 def save_adapter(model: nn.Module, directory: Path | str) -> Path:
     """Write the LoRA factors, and the modules in modules_to_save, as PEFT does.
 
+    Each file is replaced whole or not at all. The metadata of the weights repeat the
+    configuration, so that load_adapter recognises a directory that mixes two saves.
+
     Raises ValueError if the model has no LoRA layers.
     """
-    _require_lora(model)
-    config = model.lora_config
+    config = json.dumps(_peft_config(model), indent=2) + "\n"
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in _adapter_tensors(model).items()
+    }
+    weights = save(tensors, {"format": "pt", CONFIG_FILE: config})
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_peft_config(config), indent=2)
-    tensors = {key: t.detach().cpu().contiguous() for key, t in _adapter_tensors(model).items()}
-    _replace(directory / WEIGHTS_FILE, lambda path: save_file(tensors, path, {"format": "pt"}))
-    _replace(directory / CONFIG_FILE, lambda path: path.write_text(text + "\n", "utf-8"))
+    _replace(directory / WEIGHTS_FILE, weights)
+    _replace(directory / CONFIG_FILE, config.encode())
     return directory
 
 
-def load_adapter(model: nn.Module, directory: Path | str, trainable: bool = False) -> nn.Module:
-    """Give `model` the adapter in `directory`: a plain model gets LoRA layers, a model that has
-    equally configured ones gets their factors replaced. Frozen unless `trainable`.
-
-    Raises FileNotFoundError if a file is missing; ValueError if a file is damaged, the adapter
-    uses a PEFT feature that this library lacks, or anything in it does not fit the model, with
-    every mismatch listed. The model is then as before.
-    """
-    directory = Path(directory)
-    config, tensors = _read(directory)
-    fresh = not any(isinstance(m, LoRALinear) for m in model.modules())
-    if fresh:
-        settings = vars(config) | {"target_modules": config.target_modules}
-        try:
-            add_lora_to_model(model, **settings)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{directory} does not fit this model: {error}") from error
-    elif _peft_config(model.lora_config) != _peft_config(config):
-        raise ValueError(
-            f"this model has LoRA layers with {model.lora_config}, but {directory} holds {config}; "
-            "call unload_lora(model, merge=False) first"
-        )
-    places = _adapter_tensors(model)
-    problems = _mismatches(places, tensors)
-    if not fresh and any(layer.merged for layer in _require_lora(model)):
-        problems.append("the model is merged; call unmerge_lora_weights(model) first")
-    if problems:
-        if fresh:
-            unload_lora(model, merge=False)
-        raise ValueError(f"{directory} does not fit this model: " + "; ".join(problems))
-    with torch.no_grad():
-        for key, place in places.items():
-            place.copy_(tensors[key])
-    if trainable:
-        freeze_non_lora_params(model)
-    else:
-        model.requires_grad_(False)
-    return model
-
-
-def _peft_config(config: LoRAConfig) -> dict:
-    targets = config.target_modules
+def _peft_config(model: nn.Module) -> dict:
+    config = _require_config(model)
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -112,7 +88,7 @@ def _peft_config(config: LoRAConfig) -> dict:
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        "target_modules": _peft_targets(model),
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": config.use_rslora,
@@ -121,57 +97,164 @@ def _peft_config(config: LoRAConfig) -> dict:
     }
 
 
+def _peft_targets(model: nn.Module) -> list[str] | str:
+    """Names as they were given. Otherwise the paths, because "all-linear" is another set of layers
+    in PEFT; where the rule for names would find more with them, as a regular expression."""
+    targets = _require_config(model).target_modules
+    if isinstance(targets, tuple):
+        return sorted(targets)
+    modules = dict(_inner(model).named_modules())
+    paths = [path for path, module in modules.items() if isinstance(module, LoRALinear)]
+    others = [path for path in modules if not _inside(path, paths)]
+    if any(_matches(other, path) for other in others for path in paths):
+        return "|".join(map(re.escape, paths))
+    return paths
+
+
 def _adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor that belongs to the adapter, by PEFT's key."""
-    tensors = {}
-    for path, module in model.named_modules():
+    tensors, inner = {}, _inner(model)
+    for path, module in inner.named_modules():
         if isinstance(module, LoRALinear):
             tensors[f"{_PREFIX}{path}.lora_A.weight"] = module.lora_A
             tensors[f"{_PREFIX}{path}.lora_B.weight"] = module.lora_B
-    for path in _saved_paths(model, model.lora_config.modules_to_save):
-        for name, tensor in model.get_submodule(path).state_dict(keep_vars=True).items():
+    for path in _saved_paths(inner, _require_config(model).modules_to_save):
+        for name, tensor in inner.get_submodule(path).state_dict(keep_vars=True).items():
             tensors[f"{_PREFIX}{path}.{name}"] = tensor
     return tensors
 
 
-def _read(directory: Path) -> tuple[LoRAConfig, dict[str, Tensor]]:
+def _replace(path: Path, content: bytes) -> None:
+    """Write beside `path` and move into place, so that nobody ever sees half a file."""
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+# --- load ----------------------------------------------------------------------------------------
+
+
+def load_adapter(model: nn.Module, directory: Path | str, trainable: bool = False) -> nn.Module:
+    """Give `model` the adapter in `directory`: a plain model gets LoRA layers, a model that has
+    equally configured ones gets their factors replaced. Frozen unless `trainable`.
+
+    Raises FileNotFoundError if a file is missing; ValueError if a file is damaged, the two files
+    are of different saves, or the adapter does not fit the model or uses a PEFT feature that this
+    library lacks, with everything that is wrong listed. The model is then as before.
+    """
+    directory = Path(directory)
+    stored, tensors = _read(directory)
+    problems = _unsupported(stored)
+    fresh = not any(lora_layers(model))
+    try:
+        settings = _settings(stored, model)
+        if fresh:
+            add_lora_to_model(model, **settings)
+        problems += _differences(_require_config(model), settings)
+        problems += _misfits(_adapter_tensors(model), tensors)
+        if any(layer.merged for layer in lora_layers(model)):
+            problems.append("the model is merged; call unmerge_lora_weights(model) first")
+    except (TypeError, ValueError, re.error) as error:
+        problems.append(str(error))
+    if problems:
+        if fresh and any(lora_layers(model)):
+            unload_lora(model, merge=False)
+        raise ValueError(f"{directory} does not fit this model: " + "; ".join(problems))
+    with torch.no_grad():
+        for key, place in _adapter_tensors(model).items():
+            place.copy_(tensors[key])
+    if trainable:
+        freeze_non_lora_params(model)
+    else:
+        model.requires_grad_(False)
+    return model
+
+
+def _read(directory: Path) -> tuple[dict, dict[str, Tensor]]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory} holds no {name}, so it is not an adapter")
+            raise FileNotFoundError(
+                f"there is no {name} in {directory}; an adapter is a local directory with "
+                f"{CONFIG_FILE} and {WEIGHTS_FILE} (pickled .bin files are never read)"
+            )
     try:
         stored = json.loads((directory / CONFIG_FILE).read_text("utf-8"))
-        tensors = load_file(directory / WEIGHTS_FILE)
+        with safe_open(directory / WEIGHTS_FILE, "pt") as file:
+            saved_with = json.loads((file.metadata() or {}).get(CONFIG_FILE, "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (ValueError, SafetensorError) as error:
         raise ValueError(
             f"the adapter in {directory} is damaged ({error}); save it anew"
         ) from error
     if not isinstance(stored, dict):
         raise ValueError(f"the configuration in {directory} is not a JSON object; save it anew")
-    _refuse_unsupported(stored, directory)
-    targets = stored["target_modules"]
-    config = LoRAConfig(
-        rank=stored["r"],
-        alpha=stored["lora_alpha"],
-        target_modules=targets if isinstance(targets, str) else tuple(targets),
-        dropout=stored.get("lora_dropout", 0.0),
-        use_rslora=stored.get("use_rslora", False),
-        modules_to_save=tuple(stored.get("modules_to_save") or ()),
-    )
-    return config, tensors
+    if saved_with is not None:
+        differing = [
+            f"{key} is {stored.get(key)!r} in {CONFIG_FILE} and {saved_with.get(key)!r} in the "
+            f"metadata of {WEIGHTS_FILE}"
+            for key in _SETTINGS
+            if stored.get(key) != saved_with.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"{directory} mixes two saves: {'; '.join(differing)}; put the configuration of "
+                "the metadata back, or save it anew"
+            )
+    return stored, tensors
 
 
-def _refuse_unsupported(stored: dict, directory: Path) -> None:
-    wanted = {"peft_type": "LORA", "bias": "none"}
-    off = ("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
-    problems = [f"{k} is {stored.get(k)!r}" for k, v in wanted.items() if stored.get(k) != v]
-    problems += [f"{key} is {stored[key]!r}" for key in off if stored.get(key)]
-    problems += [f"{key} is missing" for key in ("r", "lora_alpha", "target_modules")
-                 if stored.get(key) is None]  # fmt: skip
-    if problems:
-        raise ValueError(f"{directory} uses what this library does not: " + "; ".join(problems))
+def _unsupported(stored: dict) -> list[str]:
+    """What changes what PEFT computes. A switch that is not known is taken to do so."""
+    allowed = {
+        "peft_type": ("LORA",),
+        "bias": ("none",),
+        "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # keep W as it is
+    }
+    harmless = {*allowed, *_SETTINGS, "inference_mode", "auto_mapping", "eva_config"}
+    stored = {"peft_type": None} | stored
+    on = [
+        key
+        for key, value in stored.items()
+        if (key in allowed and value not in allowed[key])
+        or (key not in harmless and (value is True or (isinstance(value, list | dict) and value)))
+    ]
+    return [f"{key} is {stored[key]!r}, which this library lacks" for key in on]
 
 
-def _mismatches(places: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
+def _settings(stored: dict, model: nn.Module) -> dict:
+    """The arguments of add_lora_to_model. What is missing or of a wrong type, that one refuses."""
+    targets = stored.get("target_modules")
+    if isinstance(targets, str) and targets != "all-linear":
+        targets = re.compile(targets)
+    # PEFT writes every usual name of a head, and takes all paths that end in one.
+    names = _names(stored.get("modules_to_save") or (), "modules_to_save")
+    return {
+        "rank": stored.get("r"),
+        "alpha": stored.get("lora_alpha"),
+        "dropout": stored.get("lora_dropout", 0.0),
+        "use_rslora": stored.get("use_rslora", False),
+        "target_modules": targets,
+        "modules_to_save": [p for p, _ in _inner(model).named_modules() if p.endswith(names)],
+    }
+
+
+def _differences(config: LoRAConfig, settings: dict) -> list[str]:
+    return [
+        f"{name} is {settings[name]!r}, but {getattr(config, name)!r} on the model: call "
+        "unload_lora(model, merge=False) first"
+        for name in ("rank", "alpha", "dropout", "use_rslora")
+        if settings[name] != getattr(config, name)
+    ]
+
+
+def _misfits(places: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
     problems = [f"missing {key}" for key in places.keys() - tensors.keys()]
     problems += [f"unexpected {key}" for key in tensors.keys() - places.keys()]
     problems += [
@@ -180,15 +263,3 @@ def _mismatches(places: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[s
         if key in tensors and tensors[key].shape != place.shape
     ]
     return sorted(problems)
-
-
-def _replace(path: Path, write) -> None:
-    """Write beside `path` and move into place, so that no reader sees half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -9,9 +9,11 @@ a model and taking it out again; merging.
 """
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ class LoRALinear(nn.Module):
     float32 or better, whatever the base's dtype.
 
     Raises TypeError if `original_linear` is not an nn.Linear, ValueError for a rank that is not a
-    positive integer, an alpha that is not positive, a dropout outside [0, 1).
+    positive integer, an alpha that is not a positive number, a dropout outside [0, 1).
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class LoRALinear(nn.Module):
     ):
         super().__init__()
         _check_linear(original_linear, "original_linear")
-        _check_settings(rank, alpha, dropout)
-        d_out, d_in = original_linear.weight.shape
+        _check_settings(rank, alpha, dropout, use_rslora)
+        self.in_features = d_in = original_linear.in_features
+        self.out_features = d_out = original_linear.out_features
         self.original = original_linear.requires_grad_(False)
         self.rank, self.alpha = rank, alpha
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
@@ -52,11 +55,16 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(rank, d_in, **like))
         self.lora_B = nn.Parameter(torch.zeros(d_out, rank, **like))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # U(±1/√d_in), as loralib and PEFT
-        # While merged: the weight before. A buffer, so that it follows the model to a device.
-        self.register_buffer("_weight_before_merge", None, persistent=False)
+        # While merged: the weight before. A buffer follows the model to a device, and in a state
+        # dict it keeps a merged weight from being loaded as W, to which ΔW would be added again.
+        self.register_buffer("_weight_before_merge", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (…, d_in) → (…, d_out). Scaling the rank-sized middle is the cheapest place."""
+        """x (…, d_in) → (…, d_out).
+
+        Scaling the rank-sized middle is the cheapest place. PEFT scales the output: the same bits
+        if s is a power of two, equal to rounding otherwise.
+        """
         if self.merged:
             if self.training and torch.is_grad_enabled():
                 raise RuntimeError(
@@ -79,10 +87,10 @@ class LoRALinear(nn.Module):
     def merged_weight(self) -> Tensor:
         """W + ΔW, added in float32 or better and rounded once to W's dtype.
 
-        Raises FloatingPointError if it is not finite.
+        Raises FloatingPointError if it is not finite, TypeError if W is quantised or computed.
         """
-        change = self.delta_weight()
-        weight = self.original.weight
+        _check_takes_a_sum(self.original)
+        weight, change = self.original.weight, self.delta_weight()
         total = (weight.to(change.dtype) + change).to(weight.dtype)
         if not torch.isfinite(total).all():
             raise FloatingPointError(
@@ -128,20 +136,6 @@ class LoRALinear(nn.Module):
         return f"rank={self.rank}, alpha={self.alpha}, scaling={self.scaling:g}"
 
 
-def _check_linear(module: nn.Module, where: str) -> None:
-    if not isinstance(module, nn.Linear):
-        raise TypeError(f"{where} is a {type(module).__name__}; LoRA here adapts nn.Linear only")
-
-
-def _check_settings(rank: int, alpha: float, dropout: float) -> None:
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise ValueError(f"rank is {rank!r}; it must be a positive integer, such as 8")
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"alpha is {alpha!r}; it must be a positive number, such as 16")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout!r}; it must be at least 0 and less than 1")
-
-
 # --- into a model and out again ------------------------------------------------------------------
 
 
@@ -151,7 +145,7 @@ class LoRAConfig:
 
     rank: int
     alpha: float
-    target_modules: tuple[str, ...] | str
+    target_modules: tuple[str, ...] | str | re.Pattern
     dropout: float
     use_rslora: bool
     modules_to_save: tuple[str, ...]
@@ -161,47 +155,49 @@ def add_lora_to_model(
     model: nn.Module,
     rank: int = 8,
     alpha: float = 16.0,
-    target_modules: tuple[str, ...] | str = ("W_q", "W_v"),
+    target_modules: Iterable[str] | str | re.Pattern = ("W_q", "W_v"),
     dropout: float = 0.0,
     use_rslora: bool = False,
-    modules_to_save: tuple[str, ...] = (),
+    modules_to_save: Iterable[str] = (),
 ) -> tuple[nn.Module, list[LoRALinear]]:
     """Replace every targeted nn.Linear by a LoRALinear, in place; returns (model, LoRA layers).
 
     A target names a module by its exact path or the end of it after a dot, as in PEFT: "W_q"
-    matches "blocks.0.attention.W_q". "all-linear" stands for every nn.Linear outside
+    matches "blocks.0.attention.W_q". "all-linear" stands for every nn.Linear, the output layer
+    too; a compiled regular expression has to match a whole path. Nothing is targeted that lies in
     `modules_to_save`, the modules (a new head, say) that are trained and saved whole.
 
-    Raises ValueError if a target or a module to save matches nothing, the model has LoRA already,
-    or a setting is wrong; TypeError if a target is not an nn.Linear. The model is then as before.
+    Raises ValueError if a name matches nothing, a setting is wrong, the model has LoRA already or
+    could not use it where it is wanted; TypeError if a target is not an nn.Linear. The model is
+    then as before.
     """
-    if isinstance(target_modules, str) and target_modules != "all-linear":
-        raise ValueError(
-            f"target_modules is the string {target_modules!r}; give a list, [{target_modules!r}], "
-            'or the word "all-linear"'
-        )
-    if isinstance(modules_to_save, str):
-        raise ValueError(f"modules_to_save is {modules_to_save!r}; give a list of names")
     if any(lora_layers(model)):
         raise ValueError(
             "this model has LoRA layers already; take a fresh model, or call unload_lora(model)"
         )
-    _check_settings(rank, alpha, dropout)
-    if target_modules != "all-linear":
-        target_modules = tuple(target_modules)
-    config = LoRAConfig(
-        rank, float(alpha), target_modules, dropout, use_rslora, tuple(modules_to_save)
-    )
-    paths = _target_paths(model, config)
-    model.lora_config = config
-    model._requires_grad_before_lora = {n: p.requires_grad for n, p in model.named_parameters()}
+    _check_settings(rank, alpha, dropout, use_rslora)
+    if target_modules != "all-linear" and not isinstance(target_modules, re.Pattern):
+        target_modules = _names(target_modules, "target_modules", ' or the word "all-linear"')
+    saved = _names(modules_to_save, "modules_to_save")
+    config = LoRAConfig(int(rank), float(alpha), target_modules, dropout, use_rslora, saved)
+    inner = _inner(model)
+    paths = _target_paths(inner, config)
+    _check_saved(inner, saved)
+    _check_targets(inner, target_modules, paths)
+    inner.lora_config = config
+    inner._requires_grad_before_lora = {n: p.requires_grad for n, p in inner.named_parameters()}
     layers = []
     for path in paths:
-        layer = LoRALinear(model.get_submodule(path), rank, alpha, dropout, use_rslora)
-        layer.train(model.training)
-        model.set_submodule(path, layer)
+        linear = inner.get_submodule(path)
+        layer = LoRALinear(linear, rank, alpha, dropout, use_rslora).train(linear.training)
+        inner.set_submodule(path, layer)
         layers.append(layer)
     return model, layers
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's wrapper, which puts a prefix before every path."""
+    return getattr(model, "_orig_mod", model)
 
 
 def _matches(path: str, name: str) -> bool:
@@ -209,70 +205,36 @@ def _matches(path: str, name: str) -> bool:
     return path == name or path.endswith("." + name)
 
 
+def _inside(path: str, parents: Iterable[str]) -> bool:
+    return any(path == parent or path.startswith(parent + ".") for parent in parents)
+
+
 def _target_paths(model: nn.Module, config: LoRAConfig) -> list[str]:
-    modules = dict(model.named_modules())
-    linear = [path for path, m in modules.items() if path and isinstance(m, nn.Linear)]
-    saved = _saved_paths(model, config.modules_to_save)
-    outside = [p for p in linear if not any(p == s or p.startswith(s + ".") for s in saved)]
-    if config.target_modules == "all-linear":
-        paths = outside
-    else:
-        paths = [p for p in modules if any(_matches(p, t) for t in config.target_modules)]
-        missing = [t for t in config.target_modules if not any(_matches(p, t) for p in modules)]
-        if missing:
-            raise ValueError(
-                f"target_modules {missing} match no module; the linear layers here are "
-                f"{_listing(linear)}"
-            )
-    if not paths:
-        raise ValueError(
-            "no nn.Linear below this model to adapt; if the model is itself an nn.Linear, pass "
-            "the module that holds it"
-        )
-    for path in paths:
-        _check_linear(modules[path], f"target {path!r}")
-        if path not in outside:
-            raise ValueError(f"{path!r} is a target and in modules_to_save; it can only be one")
-        _check_not_read_behind_its_back(modules, path)
-    return paths
+    targets, saved = config.target_modules, _saved_paths(model, config.modules_to_save)
+    modules = {path: m for path, m in model.named_modules() if path and not _inside(path, saved)}
+    if targets == "all-linear":
+        return [path for path, module in modules.items() if _is_linear(module)]
+    if isinstance(targets, re.Pattern):
+        return [path for path in modules if targets.fullmatch(path)]
+    return [path for path in modules if any(_matches(path, name) for name in targets)]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Conv1D, the linear layer of GPT-2, counts, so that it is refused rather than left out."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _saved_paths(model: nn.Module, names: tuple[str, ...]) -> list[str]:
-    paths = {name: [p for p, _ in model.named_modules() if _matches(p, name)] for name in names}
-    missing = [name for name in names if not paths[name]]
-    if missing:
-        children = ", ".join(name for name, _ in model.named_children())
-        raise ValueError(f"modules_to_save {missing} match no module; at the top are: {children}")
-    return [path for found in paths.values() for path in found]
-
-
-def _check_not_read_behind_its_back(modules: dict[str, nn.Module], path: str) -> None:
-    """These modules hand their children's weights to fused code, which would ignore LoRA."""
-    parts = path.split(".")
-    for end in range(len(parts)):
-        parent = modules[".".join(parts[:end])]
-        if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
-            raise ValueError(
-                f"target {path!r} lies inside a {type(parent).__name__} module, which reads its "
-                "children's weights itself and would silently ignore LoRA; leave it out"
-            )
-
-
-def _listing(paths: list[str]) -> str:
-    """The last names with their counts: "W_q (4 times), W_v (4 times), classifier"."""
-    counts = Counter(path.rpartition(".")[2] for path in paths)
-    return ", ".join(name if n == 1 else f"{name} ({n} times)" for name, n in counts.items())
+    return [path for path, _ in model.named_modules() if any(_matches(path, n) for n in names)]
 
 
 def lora_layers(model: nn.Module) -> Iterator[LoRALinear]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__}, not an nn.Module; note that add_lora_to_model "
+            "returns two things: model, layers = add_lora_to_model(model)"
+        )
     return (module for module in model.modules() if isinstance(module, LoRALinear))
-
-
-def _require_lora(model: nn.Module) -> list[LoRALinear]:
-    layers = list(lora_layers(model))
-    if not layers:
-        raise ValueError("this model has no LoRA layers; call add_lora_to_model(model) first")
-    return layers
 
 
 def freeze_non_lora_params(model: nn.Module) -> None:
@@ -280,12 +242,12 @@ def freeze_non_lora_params(model: nn.Module) -> None:
 
     Raises ValueError if the model has no LoRA layers.
     """
-    layers = _require_lora(model)
+    saved = _saved_paths(model, _require_config(model).modules_to_save)
     model.requires_grad_(False)
-    for layer in layers:
+    for layer in lora_layers(model):
         layer.lora_A.requires_grad_()
         layer.lora_B.requires_grad_()
-    for path in _saved_paths(model, model.lora_config.modules_to_save):
+    for path in saved:
         model.get_submodule(path).requires_grad_()
 
 
@@ -301,11 +263,11 @@ def merge_lora_weights(model: nn.Module) -> nn.Module:
     """Fold every ΔW into its weight; what is merged already stays as it is.
 
     Raises ValueError if the model has no LoRA layers or a weight is tied to another module,
-    FloatingPointError if a merged weight is not finite. The model is then as before.
+    TypeError and FloatingPointError as merged_weight. The model is then as before.
     """
     layers = [layer for layer in _require_lora(model) if not layer.merged]
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    if any(uses[id(layer.original.weight)] > 1 for layer in layers):
+    places = _places(model, "_parameters")
+    if any(places[id(layer.original.weight)] > 1 for layer in layers):
         raise ValueError(
             "a targeted weight is tied to another module, which a merge would change too; "
             "keep the adapter unmerged, or untie the weight first"
@@ -329,11 +291,141 @@ def unload_lora(model: nn.Module, merge: bool = True) -> nn.Module:
     Parameters get the requires_grad they had before the injection. Modules named in
     modules_to_save stay as trained. Raises as merge_lora_weights does.
     """
+    _require_config(model)
     (merge_lora_weights if merge else unmerge_lora_weights)(model)
-    for path, module in list(model.named_modules()):
+    inner = _inner(model)
+    for path, module in list(inner.named_modules()):
         if isinstance(module, LoRALinear):
-            model.set_submodule(path, module.original)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(model._requires_grad_before_lora[name])
-    del model.lora_config, model._requires_grad_before_lora
+            inner.set_submodule(path, module.original)
+    for name, parameter in inner.named_parameters():
+        before = inner._requires_grad_before_lora
+        parameter.requires_grad_(before.get(name, parameter.requires_grad))
+    del inner.lora_config, inner._requires_grad_before_lora
     return model
+
+
+# --- what is refused, and why --------------------------------------------------------------------
+
+
+def _check_linear(module: nn.Module, where: str) -> None:
+    if not isinstance(module, nn.Linear):
+        kind = type(module).__name__
+        why = ", and GPT-2's Conv1D is a transposed one; use PEFT for it" * (kind == "Conv1D")
+        raise TypeError(f"{where} is a {kind}; LoRA here adapts nn.Linear only{why}")
+
+
+def _check_takes_a_sum(linear: nn.Linear) -> None:
+    weight = linear._parameters.get("weight")
+    if weight is None:  # weight normalisation and pruning compute it anew in every forward pass
+        raise TypeError("a weight that is computed from other tensors cannot be merged with ΔW")
+    if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(f"a quantised weight ({weight.dtype}) cannot be merged with ΔW")
+
+
+def _check_settings(rank: int, alpha: float, dropout: float, use_rslora: bool) -> None:
+    def number(value: object, kind: type = Real) -> bool:
+        return isinstance(value, kind) and not isinstance(value, bool)
+
+    wrong = []
+    if not (number(rank, Integral) and rank >= 1):
+        wrong.append(f"rank is {rank!r}; it must be a positive integer, such as 8")
+    if not (number(alpha) and 0 < alpha < math.inf):
+        wrong.append(f"alpha is {alpha!r}; it must be a positive number, such as 16")
+    if not (number(dropout) and 0 <= dropout < 1):
+        wrong.append(f"dropout is {dropout!r}; it must be at least 0 and less than 1")
+    if not isinstance(use_rslora, bool):
+        wrong.append(f"use_rslora is {use_rslora!r}; it must be True or False")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _names(names: Iterable[str], argument: str, otherwise: str = "") -> tuple[str, ...]:
+    if isinstance(names, Iterable) and not isinstance(names, str):
+        names = tuple(names)
+        if all(isinstance(name, str) for name in names):
+            return names
+    example = [names] if isinstance(names, str) else ["W_q", "W_v"]
+    raise ValueError(f"{argument} is {names!r}; give a list of names, such as {example}{otherwise}")
+
+
+def _check_targets(model: nn.Module, targets: object, paths: list[str]) -> None:
+    modules, places = dict(model.named_modules()), _places(model, "_modules")
+    names = targets if isinstance(targets, tuple) else ()
+    missing = [name for name in names if not any(_matches(path, name) for path in modules)]
+    linear = _listing([path for path, module in modules.items() if path and _is_linear(module)])
+    if not linear:
+        raise ValueError(
+            "there is no nn.Linear below this model; if it is one itself, pass what holds it"
+        )
+    if missing:
+        raise ValueError(f"target_modules {missing} match no module; linear layers are {linear}")
+    if not paths:
+        raise ValueError(
+            f"target_modules {targets!r} match nothing outside modules_to_save; linear layers are "
+            f"{linear}"
+        )
+    for path in paths:
+        _check_linear(modules[path], f"target {path!r}")
+        if places[id(modules[path])] > 1:
+            raise ValueError(
+                f"target {path!r} is one module in several places, and LoRA would reach only this "
+                "one; give every place a module of its own"
+            )
+        _check_not_read_behind_its_back(modules, path)
+
+
+def _check_not_read_behind_its_back(modules: dict[str, nn.Module], path: str) -> None:
+    """These modules hand their children's weights to fused code, which would ignore LoRA."""
+    parts = path.split(".")
+    for end in range(len(parts)):
+        parent = modules[".".join(parts[:end])]
+        if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+            raise ValueError(
+                f"target {path!r} lies inside a {type(parent).__name__} module, which reads its "
+                "children's weights itself and would silently ignore LoRA; name other targets"
+            )
+
+
+def _check_saved(model: nn.Module, names: tuple[str, ...]) -> None:
+    paths, places = _saved_paths(model, names), _places(model, "_parameters")
+    missing = [name for name in names if not any(_matches(path, name) for path in paths)]
+    if missing:
+        children = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(f"modules_to_save {missing} match no module; at the top are: {children}")
+    taken = [path for path, _ in model.named_modules() if path.endswith(names)]
+    if taken != paths:  # PEFT asks for no dot before the name, so "head" is "subhead" too
+        raise ValueError(f"PEFT would take modules_to_save {names} for all of {taken}; name them")
+    for path in paths:
+        if any(places[id(p)] > 1 for p in model.get_submodule(path).parameters()):
+            raise ValueError(
+                f"{path!r} in modules_to_save is tied to another module, which would be trained "
+                "and not saved; untie it first"
+            )
+
+
+def _places(model: nn.Module, kind: str) -> Counter:
+    """In how many places each module ("_modules") or parameter ("_parameters") is, by its id."""
+    return Counter(id(x) for module in model.modules() for x in getattr(module, kind).values())
+
+
+def _listing(paths: list[str]) -> str:
+    """The last names with their counts: "W_q (4 times), W_v (4 times), classifier"."""
+    counts = Counter(path.rpartition(".")[2] for path in paths)
+    return ", ".join(name if n == 1 else f"{name} ({n} times)" for name, n in counts.items())
+
+
+def _require_lora(model: nn.Module) -> list[LoRALinear]:
+    layers = list(lora_layers(model))
+    if not layers:
+        raise ValueError("this model has no LoRA layers; call add_lora_to_model(model) first")
+    return layers
+
+
+def _require_config(model: nn.Module) -> LoRAConfig:
+    _require_lora(model)
+    if not hasattr(_inner(model), "lora_config"):
+        raise ValueError(
+            "this model holds LoRA layers, but add_lora_to_model was called on a module inside or "
+            "around it: pass that one (for DistributedDataParallel, model.module)"
+        )
+    return _inner(model).lora_config

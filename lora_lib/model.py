@@ -206,15 +206,15 @@ def load_pretrained(path: Path | str = BASE_FILE) -> tuple[SmallTransformer, Tok
     """The pretrained base, on the CPU and in eval mode, and its tokenizer.
 
     Raises FileNotFoundError if the file is missing, ValueError if it is truncated, of another
-    format, or its weights do not fit its configuration.
+    format, or its configuration is not that of a SmallTransformer that its weights fit.
     """
     metadata = read_metadata(Path(path))
-    model = SmallTransformer(**metadata["config"])
     with safe_open(path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
+        model = SmallTransformer(**metadata["config"])
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"the weights in {path} do not fit its configuration: {error}") from error
     return model.eval(), Tokenizer(metadata["characters"])
 

@@ -86,10 +86,9 @@ def fit(
             schedule.step()
             losses.append(loss.detach())
             if len(losses) % 25 == 0:  # reading the loss makes a GPU wait: now and then is enough
-                _require_finite(losses[-1], len(losses), lr)
+                _require_finite(losses[-25:], len(losses), lr)
                 bar.set_postfix(loss=f"{losses[-1].item():.3f}", refresh=False)
-        if losses:
-            _require_finite(losses[-1], len(losses), lr)
+        _require_finite(losses[-25:], len(losses), lr)
     except KeyboardInterrupt:
         print(f"interrupted after {len(losses)} of {steps} steps")
     finally:
@@ -97,12 +96,15 @@ def fit(
     return torch.stack(losses).tolist() if losses else []
 
 
-def _require_finite(loss: Tensor, step: int, lr: float) -> None:
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss.item()} at step {step} (learning rate {lr:g}); lower the learning "
-            "rate or the scaling alpha / rank, and start again from a fresh model"
-        )
+def _require_finite(last_losses: Sequence[Tensor], steps: int, lr: float) -> None:
+    """`last_losses` are those of the last of `steps` steps; the first that is not finite counts."""
+    losses = torch.stack(list(last_losses)).tolist() if last_losses else []
+    for step, loss in enumerate(losses, steps - len(losses) + 1):
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step} (learning rate {lr:g}); lower the learning "
+                "rate or the scaling alpha / rank, and start again from a fresh model"
+            )
 
 
 # --- task B: write it in … -----------------------------------------------------------------------
@@ -286,6 +288,7 @@ def train_model(
         raise ValueError("no parameter has requires_grad=True, so there is nothing to train")
     optimizer = adamw(parameters, lr)
     history = {"train_loss": [], "train_acc": [], "test_acc": []}
+    steps = 0
     try:
         for _ in tqdm(range(epochs), desc=description, leave=False):
             model.train()
@@ -296,13 +299,14 @@ def train_model(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                steps += 1
+                _require_finite([loss.detach()], steps, lr)
                 loss_sum += loss.item() * len(labels)
                 right += (logits.argmax(dim=-1) == labels).sum().item()
                 total += len(labels)
-            _require_finite(torch.tensor(loss_sum), total, lr)
-            history["train_loss"].append(loss_sum / total)
-            history["train_acc"].append(right / total)
-            history["test_acc"].append(accuracy(model, test_loader))
+            epoch = loss_sum / total, right / total, accuracy(model, test_loader)
+            for values, value in zip(history.values(), epoch, strict=True):
+                values.append(value)
     except KeyboardInterrupt:
         print(f"interrupted after {len(history['test_acc'])} of {epochs} epochs")
     finally:

@@ -77,7 +77,7 @@ def _state(model):
         "modules": [(path, type(module)) for path, module in model.named_modules()],
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
         "config": getattr(model, "lora_config", None),
-        "training": model.training,
+        "training": [module.training for module in model.modules()],
     }, {name: t.clone() for name, t in model.state_dict().items()}
 
 
@@ -90,7 +90,7 @@ def refuses():
     def check(model, error, *words):
         facts, tensors = _state(model)
         with pytest.raises(error) as raised:
-            yield
+            yield raised
         assert not [word for word in words if word not in str(raised.value)], str(raised.value)
         facts_after, tensors_after = _state(model)
         assert facts_after == facts

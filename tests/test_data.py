@@ -11,6 +11,7 @@ from lora_lib.data import (
     BASE_SCRIPT,
     IGNORE,
     SCRIPTS,
+    SECOND_SCRIPT,
     SPLITS,
     Example,
     Pair,
@@ -30,7 +31,7 @@ from lora_lib.data import (
     split_of,
 )
 
-ALL_SCRIPTS = (BASE_SCRIPT, *SCRIPTS)
+ALL_SCRIPTS = (BASE_SCRIPT, SECOND_SCRIPT, *SCRIPTS)
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -146,13 +147,13 @@ def timed_load():
 
 def test_a_cache_cut_off_is_prepared_anew_and_the_next_start_is_fast(tmp_path, monkeypatch):
     load_pairs("georgian", "train")
-    (prepared,) = cache_folder().iterdir()
+    (prepared,) = cache_folder().glob("*-georgian.json")
     content = prepared.read_text("utf-8")
     monkeypatch.setenv("LORA_LIB_CACHE", str(tmp_path))
     (tmp_path / prepared.name).write_text(content[:1000], "utf-8")
 
     assert timed_load() < 6  # about 3 on an idle machine
-    assert [path.name for path in tmp_path.iterdir()] == [prepared.name]
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in cache_folder().iterdir()}
     assert (tmp_path / prepared.name).read_text("utf-8") == content
     assert timed_load() < 0.8  # about 0.4 on an idle machine
 
@@ -190,25 +191,34 @@ def test_the_shipped_vocabulary_knows_all_but_two_characters_in_a_thousand(scrip
 
 def test_an_unknown_character_becomes_UNK_and_is_shown_as_the_replacement_character():
     tokenizer = Tokenizer("ab")
-    assert tokenizer.encode("axb") == [5, Tokenizer.UNK, 6]
-    assert tokenizer.decode([5, Tokenizer.UNK, 6]) == "a\ufffdb"
+    assert tokenizer.encode("axb") == [6, Tokenizer.UNK, 7]
+    assert tokenizer.decode([6, Tokenizer.UNK, 7]) == "a\ufffdb"
 
 
 def test_characters_are_counted_after_decomposition_and_rare_ones_left_out():
     tokenizer = Tokenizer.from_names(["é", "e", "é", "x"], min_count=2)
     assert tokenizer.characters == "e\u0301"
-    assert len(tokenizer) == 5 + 2
+    assert len(tokenizer) == 6 + 2
 
 
 def test_a_pair_is_BOS_latin_SEP_target_EOS():
     tokenizer = Tokenizer("aб")
-    assert tokenizer.prompt("a") == [1, 5, 2]
-    assert tokenizer.pair("a", "бб") == [1, 5, 2, 6, 6, 3]
-    assert tokenizer.name("б") == [1, 6, 3]
+    assert tokenizer.prompt("a") == [1, 6, 2]
+    assert tokenizer.pair("a", "бб") == [1, 6, 2, 7, 7, 3]
+    assert tokenizer.name("б") == [1, 7, 3]
+
+
+def test_a_tag_stands_before_arabic_and_no_other_script():
+    tokenizer = Tokenizer("aا")
+    assert tokenizer.prompt("a", "arabic") == [1, 6, 2, Tokenizer.ARABIC]
+    assert tokenizer.pair("a", "ا", "arabic") == [1, 6, 2, Tokenizer.ARABIC, 7, 3]
+    assert tokenizer.prompt("a", "cyrillic") == tokenizer.prompt("a", "greek") == [1, 6, 2]
+    (example,) = pair_examples([Pair("a", "ا")], tokenizer, "arabic")
+    assert example.first_target == 4
 
 
 def test_decoding_leaves_out_the_other_special_tokens():
-    assert Tokenizer("ab").decode([0, 1, 5, 2, 6, 3, 0]) == "ab"
+    assert Tokenizer("ab").decode([0, 1, 6, 2, 5, 7, 3, 0]) == "ab"
 
 
 def test_a_vocabulary_with_a_character_twice_is_refused():
@@ -221,7 +231,7 @@ def test_a_vocabulary_with_a_character_twice_is_refused():
 
 def test_only_what_follows_SEP_is_to_be_predicted():
     (example,) = pair_examples([Pair("ab", "c")], Tokenizer("abc"))
-    assert example == Example([1, 5, 6, 2, 7, 3], first_target=4)
+    assert example == Example([1, 6, 7, 2, 8, 3], first_target=4)
 
 
 def test_a_batch_shifts_labels_by_one_and_ignores_prompt_and_padding():

@@ -1,38 +1,36 @@
 import itertools
 import json
 import math
-from collections import Counter
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from lora_lib.adapters import load_adapter
-from lora_lib.data import SCRIPTS, batches_by_length, load_pairs, pair_examples
+from lora_lib.data import batches_by_length, load_pairs, pair_examples
 from lora_lib.experiments import adapters as adapters_experiment
 from lora_lib.experiments import pretrain as pretrain_experiment
-from lora_lib.experiments import sweep as sweep_experiment
 from lora_lib.experiments.baselines import RESULTS as BASELINES
 from lora_lib.experiments.change import CUTS, load_changes
 from lora_lib.experiments.change import RESULTS as CHANGES
 from lora_lib.experiments.pretrain import make_tokenizer, pretrain, record, training_examples
 from lora_lib.experiments.provenance import provenance
-from lora_lib.experiments.sweep import (
+from lora_lib.experiments.questions import QUESTIONS, SEEDS, TEN_TIMES, lora, method
+from lora_lib.experiments.runs import (
     BATCH_SIZE,
     CENTRE,
-    EQUAL_BUDGET,
-    RANKS,
     RESULTS,
     Run,
     chosen_rate,
     execute,
-    final_runs,
     load_results,
     prepare_model,
+    run_of,
     select,
-    sweep,
-    tuning_runs,
+    tried_rates,
+    tuning_key,
 )
+from lora_lib.experiments.sweep import LADDER, guess, plan, sweep, untried_rates
 from lora_lib.lora import lora_layers
 from lora_lib.model import load_pretrained, read_metadata
 from lora_lib.training import Scores, fit
@@ -41,39 +39,37 @@ ROWS = load_results()
 CPU = torch.device("cpu")
 
 
-def run_of(row):
-    return Run(**{name: row[name] for name in asdict(CENTRE)})
-
-
 # --- what is recorded ----------------------------------------------------------------------------
 
 
-def test_at_most_300_runs_are_recorded_and_none_twice():
+def test_no_run_is_recorded_twice():
     runs = [run_of(row) for row in ROWS]
-    assert len(runs) == len(set(runs)) <= 300
+    assert len(runs) == len(set(runs))
 
 
-def test_exactly_the_runs_of_the_plan_are_recorded():
-    assert {run_of(row) for row in ROWS} == {*tuning_runs(), *final_runs(ROWS)}
+def levels(*names):
+    return [(name, label) for name in names for label in QUESTIONS[name].levels]
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "head", "scratch"])
-def test_the_centre_has_five_seeds(method):
-    assert sorted(row["seed"] for row in select(ROWS, method=method)) == [0, 1, 2, 3, 4]
+COMPLETE = ("methods", "pairs", "rank", "targets", "budget", "same-town", "matrices")
 
 
-ELSEWHERE = [
-    *(dict(script=s, method=m) for s in SCRIPTS if s != "georgian" for m in ("lora", "full")),
-    *(dict(pairs=n, method=m) for n in (100, 300, 1000) for m in ("lora", "full", "scratch")),
-    *(dict(rank=r) for r in RANKS if r != CENTRE.rank),
-    *(dict(targets=t, rank=r) for t, r in EQUAL_BUDGET.items()),
-    *(dict(task="same-town", method=m) for m in ("lora", "full", "head", "scratch")),
-]
+@pytest.mark.parametrize(("name", "label"), levels(*COMPLETE))
+def test_every_level_of_these_questions_has_five_seeds(name, label):
+    assert len(QUESTIONS[name].scores(label, ROWS)) == len(SEEDS) == 5
 
 
-@pytest.mark.parametrize("factors", ELSEWHERE, ids=str)
-def test_every_other_setting_has_three_seeds(factors):
-    assert sorted(row["seed"] for row in select(ROWS, **factors)) == [0, 1, 2]
+def test_every_recorded_run_answers_a_question_or_tunes_a_rate():
+    asked = [level for question in QUESTIONS.values() for level in question.levels.values()]
+    keys = {tuning_key(run) for run in asked}
+    assert {tuning_key(run_of(row)) for row in ROWS} <= keys
+
+
+@pytest.mark.parametrize("key", {tuning_key(run_of(row)) for row in ROWS}, ids=str)
+def test_a_chosen_rate_has_a_worse_one_on_either_side(key):
+    tried = tried_rates(ROWS, key)
+    if len(tried) >= 3 and not untried_rates(tried, guess(key)):
+        assert min(tried) < chosen_rate(ROWS, key) < max(tried)
 
 
 @pytest.mark.parametrize("path", [RESULTS.with_suffix(".provenance.json"), BASELINES, CHANGES])
@@ -95,8 +91,9 @@ def test_every_recorded_score_is_finite():
 
 
 def test_the_recorded_changes_are_cut_at_every_rank_for_the_centre():
-    cuts = [run["cut"].keys() for run in load_changes() if run["script"] == "georgian"]
-    assert cuts == [{str(rank) for rank in CUTS}] * 3
+    runs = [(run["method"], run["script"], run["cut"].keys()) for run in load_changes()]
+    cuts = [cut for method, script, cut in runs if (method, script) == ("full", "georgian")]
+    assert cuts == [{str(rank) for rank in CUTS}] * 5
 
 
 # --- the choice of the learning rate -------------------------------------------------------------
@@ -111,9 +108,47 @@ def test_the_rate_with_the_fewest_validation_bits_is_chosen():
     assert chosen_rate(rows, CENTRE) == 2.0
 
 
-def test_other_scripts_numbers_of_pairs_and_seeds_use_the_rate_of_the_centre():
-    run = replace(CENTRE, script="greek", pairs=100, seed=2)
-    assert chosen_rate(ROWS, run) == chosen_rate(ROWS, CENTRE)
+def test_other_scripts_and_seeds_use_the_rate_of_the_centre_and_other_factors_their_own():
+    assert tuning_key(replace(CENTRE, script="greek", seed=2, lr=1.0)) == CENTRE
+    for other in (dict(pairs=100), dict(rank=4), dict(steps=5), dict(method="full")):
+        assert tuning_key(replace(CENTRE, **other)) == replace(CENTRE, **other)
+
+
+def test_a_run_that_diverged_is_never_chosen():
+    rows = [tried(1.0, 0.9), tried(2.0, 0.7) | {"validation": None}]
+    assert chosen_rate(rows, CENTRE) == 1.0
+
+
+def test_rates_are_tried_around_a_guess_and_then_beyond_the_edge_where_the_best_lies():
+    assert untried_rates({}, 1e-3) == [5e-4, 1e-3, 2e-3]
+    assert untried_rates({5e-4: 1, 1e-3: 2}, 1e-3) == [2e-3]
+    assert untried_rates({5e-4: 1, 1e-3: 2, 2e-3: 3}, 1e-3) == [5e-3]
+    assert untried_rates({5e-4: 3, 1e-3: 2, 2e-3: 1}, 1e-3) == [2e-4]
+    assert untried_rates({5e-4: 1, 1e-3: 3, 2e-3: 2}, 1e-3) == []
+
+
+def test_every_guess_stands_on_the_ladder_with_a_rate_on_either_side():
+    for question in QUESTIONS.values():
+        for level in question.levels.values():
+            assert 0 < LADDER.index(guess(level)) < len(LADDER) - 1
+
+
+def imagined(run):
+    """A record in which the guess is the best rate."""
+    off = abs(math.log(run.lr / guess(tuning_key(run))))
+    return asdict(run) | {"validation": {"bits": 1 + off}, "test": {"exact_match": 0.5}}
+
+
+def test_the_plan_tunes_first_then_does_every_seed_and_ends():
+    questions = [QUESTIONS[name] for name in ("rank", "one-rate")]
+    rows = []
+    first = list(plan(rows, questions))
+    assert {run.seed for run in first} == {0}
+    while todo := set(plan(rows, questions)):
+        rows += map(imagined, todo)
+    for question in questions:
+        for label in question.levels:
+            assert len(question.scores(label, rows)) == 5
 
 
 def test_a_classifier_is_chosen_by_its_accuracy():
@@ -135,16 +170,18 @@ def test_select_keeps_the_centre_in_every_other_factor():
 
 
 def recorded(**factors):
-    return next(row for row in select(ROWS, **factors) if row["seed"] == 0)
+    if factors.get("method") == "lora-b":
+        factors |= {"rank": 16}
+    return select(ROWS, **factors)[0]
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "head", "scratch"])
+@pytest.mark.parametrize("method", ["lora", "full", "head", "scratch", "lora-b"])
 def test_a_recorded_run_has_as_many_trainable_parameters_as_its_model(method):
     row = recorded(method=method)
     model, _ = prepare_model(run_of(row))
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     assert sum(trained) == row["trainable"]
-    assert any(lora_layers(model)) == (method == "lora")
+    assert any(lora_layers(model)) == method.startswith("lora")
 
 
 def test_from_scratch_nothing_of_the_base_is_left():
@@ -182,14 +219,29 @@ def test_a_sweep_does_not_repeat_what_is_recorded(tmp_path):
     path = tmp_path / "sweep.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     before = path.read_bytes()
-    sweep(tuning_runs(), path, workers=1)
+    sweep([QUESTIONS["rank"]], path, workers=1, device="cpu")
     assert path.read_bytes() == before
 
 
-def test_the_plan_names_no_run_twice():
-    assert Counter(tuning_runs() + final_runs(ROWS)).most_common(1)[0][1] <= 2
-    assert len(set(tuning_runs())) == len(tuning_runs())
-    assert sweep_experiment.TARGETS.keys() == {"all-linear", *EQUAL_BUDGET}
+def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch):
+    """One run is missing; the time is up before it ends, then it is done and nothing else."""
+    missing = recorded(rank=4)
+    rows = [row for row in ROWS if row is not missing]
+    path = tmp_path / "sweep.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sweep([QUESTIONS["rank"]], path, workers=1, device="cpu", seconds=1.0)
+    assert load_results(path) == rows
+    assert [run_of(missing)] == list(plan(load_results(path), [QUESTIONS["rank"]]))
+
+
+def test_a_run_that_diverges_is_recorded_without_scores(monkeypatch):
+    row = execute(Run(lr=1e30, pairs=20, steps=5), CPU)
+    assert row["validation"] is None and row["test"] is None
+
+
+def test_ten_times_the_steps_has_a_rate_of_its_own():
+    assert tuning_key(TEN_TIMES).steps == 5000
+    assert lora(4).alpha == 8.0 and method("full").rank == CENTRE.rank
 
 
 # --- the scripts that train ----------------------------------------------------------------------
@@ -197,6 +249,15 @@ def test_the_plan_names_no_run_twice():
 
 def test_the_vocabulary_and_examples_of_the_base_are_made_again_from_the_names(tokenizer):
     assert make_tokenizer().characters == tokenizer.characters
+
+
+def test_the_base_writes_arabic_only_behind_its_tag(tokenizer):
+    arabic = {tuple(tokenizer.pair(*p, "arabic")) for p in load_pairs("arabic", "train")[:500]}
+    examples = training_examples(tokenizer)
+    assert arabic <= {tuple(example.ids) for example in examples}
+    alef = tokenizer.encode("ا")[0]
+    for example in examples:
+        assert alef not in example.ids or tokenizer.ARABIC in example.ids
 
 
 def test_the_base_reads_other_scripts_alone_and_never_after_a_latin_name(tokenizer):
@@ -247,7 +308,7 @@ def test_a_base_is_recorded_with_its_scores(base, tokenizer, tmp_path, monkeypat
     loaded, _ = load_pretrained(path)
     assert torch.equal(loaded.classifier.weight, base.classifier.weight)
     recorded_scores = read_metadata(path)["provenance"]["scores"]
-    assert recorded_scores["test"] == scores._asdict()
+    assert recorded_scores["cyrillic test"] == scores._asdict()
 
 
 def test_making_an_adapter_writes_it_with_its_provenance(tmp_path, monkeypatch, base):

@@ -190,31 +190,6 @@ def test_a_layer_copies_deeply(set_factors, x):
     assert not layer.merged
 
 
-@pytest.mark.parametrize("rank", [0, -1, 2.0, True, "8", None])
-def test_a_rank_that_is_no_positive_integer_is_refused(model, refuses, rank):
-    with refuses(model, ValueError, f"rank is {rank!r}", "positive integer"):
-        add_lora_to_model(model, rank=rank)
-    with pytest.raises(ValueError, match="positive integer"):
-        LoRALinear(nn.Linear(2, 2), rank=rank)
-
-
-@pytest.mark.parametrize("alpha", [0, -1.0, math.nan, math.inf])
-def test_an_alpha_that_is_no_positive_number_is_refused(model, refuses, alpha):
-    with refuses(model, ValueError, f"alpha is {alpha!r}", "positive number"):
-        add_lora_to_model(model, alpha=alpha)
-
-
-@pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
-def test_a_dropout_outside_0_to_1_is_refused(model, refuses, dropout):
-    with refuses(model, ValueError, f"dropout is {dropout!r}", "less than 1"):
-        add_lora_to_model(model, dropout=dropout)
-
-
-def test_a_layer_that_is_not_linear_is_refused():
-    with pytest.raises(TypeError, match=r"original_linear is a Conv1d.*nn.Linear only"):
-        LoRALinear(nn.Conv1d(2, 2, 1))
-
-
 # --- injection -----------------------------------------------------------------------------------
 
 
@@ -296,59 +271,18 @@ def test_new_layers_are_in_the_mode_of_the_model(model, training):
     assert {module.training for layer in layers for module in layer.modules()} == {training}
 
 
-def test_one_mistyped_target_among_several_is_refused_with_what_is_there(model, refuses):
-    with refuses(model, ValueError, "['W_x']", "W_q (2 times)", "classifier"):
-        add_lora_to_model(model, target_modules=["W_q", "W_x"])
-
-
-def test_a_second_injection_is_refused(model, refuses):
-    add_lora_to_model(model)
-    with refuses(model, ValueError, "has LoRA layers already", "unload_lora"):
-        add_lora_to_model(model, target_modules=["W_k"])
-
-
-def test_a_plain_string_of_targets_is_refused_with_the_list_to_write(model, refuses):
-    with refuses(model, ValueError, "'W_q'", "['W_q']", "all-linear"):
-        add_lora_to_model(model, target_modules="W_q")
-
-
-def test_a_plain_string_of_modules_to_save_is_refused(model, refuses):
-    with refuses(model, ValueError, "'classifier'", "list"):
-        add_lora_to_model(model, modules_to_save="classifier")
-
-
-def test_a_target_that_is_not_linear_is_refused(model, refuses):
-    with refuses(model, TypeError, "'final_norm' is a LayerNorm", "nn.Linear only"):
-        add_lora_to_model(model, target_modules=["W_q", "final_norm"])
-
-
-def test_a_mistyped_module_to_save_is_refused_with_what_is_there(model, refuses):
-    with refuses(model, ValueError, "['head']", "classifier"):
-        add_lora_to_model(model, modules_to_save=["head"])
-
-
-def test_a_module_that_is_a_target_and_to_be_saved_is_refused(model, refuses):
-    with refuses(model, ValueError, "'classifier'", "only be one"):
+def test_what_is_saved_whole_is_not_adapted_as_well(model, refuses):
+    with refuses(model, ValueError, "('classifier',)", "nothing outside modules_to_save"):
         add_lora_to_model(model, target_modules=["classifier"], modules_to_save=["classifier"])
+    add_lora_to_model(model, target_modules=["W_q", "classifier"], modules_to_save=["classifier"])
+    assert type(model.classifier) is nn.Linear
 
 
-@pytest.mark.parametrize("net", [nn.Linear(2, 2), nn.Sequential(nn.ReLU())], ids=repr)
-def test_a_model_without_a_linear_layer_below_it_is_refused(refuses, net):
-    with refuses(net, ValueError, "no nn.Linear below this model"):
-        add_lora_to_model(net, target_modules="all-linear")
-
-
-@pytest.mark.parametrize("target", ["out_proj", "linear1"])
-def test_layers_whose_weights_fused_code_reads_are_refused(refuses, target):
-    net = nn.Sequential(nn.TransformerEncoderLayer(8, 2, batch_first=True))
-    with refuses(net, ValueError, f"{target}' lies inside", "silently ignore LoRA"):
-        add_lora_to_model(net, target_modules=[target])
-
-
-def test_the_output_projection_of_torchs_attention_is_refused(refuses):
-    net = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
-    with refuses(net, ValueError, "'attention.out_proj'", "MultiheadAttention"):
-        add_lora_to_model(net, target_modules=["out_proj"])
+def test_a_module_to_save_that_peft_would_find_twice_is_refused(refuses):
+    model = nn.ModuleDict({"x": nn.Linear(2, 2), "head": nn.Linear(2, 2), "subhead": nn.ReLU()})
+    with refuses(model, ValueError, "PEFT would take", "['head', 'subhead']"):
+        add_lora_to_model(model, target_modules=["x"], modules_to_save=["head"])
+    add_lora_to_model(model, target_modules=["x"], modules_to_save=["head", "subhead"])
 
 
 # --- freezing and counting -----------------------------------------------------------------------
@@ -375,14 +309,6 @@ def test_a_tied_parameter_is_counted_once(model):
 def test_only_trainable_parameters_are_counted_when_asked(model):
     model.requires_grad_(False).classifier.requires_grad_()
     assert count_parameters(model, only_trainable=True) == 24 * 3 + 3
-
-
-@pytest.mark.parametrize(
-    "function", [freeze_non_lora_params, merge_lora_weights, unmerge_lora_weights, unload_lora]
-)
-def test_a_model_without_lora_is_refused(model, refuses, function):
-    with refuses(model, ValueError, "no LoRA layers", "add_lora_to_model"):
-        function(model)
 
 
 # --- merging -------------------------------------------------------------------------------------
@@ -430,6 +356,27 @@ def test_merging_and_unmerging_gives_back_every_bit(model, set_factors, ids, dty
     assert torch.equal(model(ids), outputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_thousand_cycles_with_changing_adapters_lose_not_one_bit(set_factors, dtype):
+    model = nn.Sequential(nn.Linear(12, 7), nn.Linear(7, 3)).to(dtype)
+    set_factors(add_lora_to_model(model, 4, 12.0, "all-linear")[0])
+    before = copy.deepcopy(model.state_dict())
+    adapters = [[f * scale for f in (m.lora_A, m.lora_B)] for scale in (1, -2, 3)
+                for m in lora_layers(model)]  # fmt: skip
+    subtracted = model[0].weight.clone()
+    for cycle in range(1000):
+        layer, (A, B) = model[cycle % 2], adapters[cycle % 6]
+        layer.lora_A.data, layer.lora_B.data = A.data, B.data
+        merge_lora_weights(model)
+        unmerge_lora_weights(model)
+        if layer is model[0]:
+            change = layer.delta_weight().detach()
+            subtracted = ((subtracted + change).to(dtype) - change).to(dtype)
+    assert torch.equal(model[0].weight, before["0.original.weight"])
+    assert torch.equal(model[1].weight, before["1.original.weight"])
+    assert not torch.equal(subtracted, before["0.original.weight"])  # the other way does lose some
+
+
 def test_a_bfloat16_merge_rounds_only_once(set_factors):
     layer = layer_with(set_factors, torch.bfloat16)
     expected = (layer.weight.float() + layer.delta_weight()).bfloat16()
@@ -464,6 +411,15 @@ def test_a_merge_that_is_not_finite_is_refused_before_any_layer_is_merged(adapte
     with refuses(adapted, FloatingPointError, "nothing was merged", "largest entries inf"):
         merge_lora_weights(adapted)
     assert not any(layer.merged for layer in lora_layers(adapted))
+
+
+def test_a_merged_state_dict_does_not_load_into_an_unmerged_model(adapted, model):
+    unmerged = copy.deepcopy(adapted)
+    state = merge_lora_weights(adapted).state_dict()
+    with pytest.raises(RuntimeError, match="_weight_before_merge"):
+        unmerged.load_state_dict(state)
+    merged = merge_lora_weights(copy.deepcopy(unmerge_lora_weights(unmerged)))
+    merged.load_state_dict(state)
 
 
 def test_merging_a_weight_that_is_tied_is_refused(refuses, set_factors):

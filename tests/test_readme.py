@@ -8,7 +8,7 @@ import nbformat
 
 from lora_lib import BASE_SCRIPT, SCRIPTS, load_adapter, load_pretrained, load_spellings
 from lora_lib.adapters import ADAPTERS
-from lora_lib.experiments.sweep import load_results
+from lora_lib.experiments.runs import load_results
 from lora_lib.model import read_metadata
 from lora_lib.training import transliterate
 
@@ -20,7 +20,7 @@ TOWN = "Bremen"
 def row(script: str) -> str:
     model, tokenizer = load_pretrained()
     if script == BASE_SCRIPT:
-        score = read_metadata()["provenance"]["scores"]["test"]["exact_match"]
+        score = read_metadata()["provenance"]["scores"]["cyrillic test"]["exact_match"]
     else:
         load_adapter(model, ADAPTERS / script)
         facts = json.loads((ADAPTERS / script / "provenance.json").read_text("utf-8"))
@@ -50,7 +50,7 @@ def test_commands_exist():
     targets = set(re.findall(r"\bmake (lab|test|notebooks)\b", README))
     assert targets == set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
     modules = re.findall(r"python -m lora_lib\.(\S+?)`", README)
-    assert len(modules) == 5
+    assert len(modules) == 7
     for module in modules:
         assert (ROOT / "lora_lib" / f"{module.replace('.', '/')}.py").exists(), module
 

@@ -1,6 +1,8 @@
 import copy
 import itertools
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -104,9 +106,9 @@ def test_the_learning_rate_rises_over_a_tenth_of_the_steps_and_falls_to_zero():
 def test_the_first_step_uses_the_first_share_of_the_learning_rate():
     model = tiny_language_model()
     before = model.classifier.bias.detach().clone()
-    fit(model, batches(), 10, lr=1e-2, weight_decay=0.0)
+    fit(model, batches(), 10, lr=1e-2, optimizer=torch.optim.Adam)
     one = tiny_language_model()
-    fit(one, itertools.islice(batches(), 1), 40, lr=1e-2, weight_decay=0.0)
+    fit(one, itertools.islice(batches(), 1), 40, lr=1e-2, optimizer=torch.optim.Adam)
     # Adam's first step moves every entry by the learning rate: here 1e-2 · (1/40) / 0.1
     assert (one.classifier.bias - before).abs().max().item() == pytest.approx(2.5e-3, rel=1e-3)
 
@@ -133,6 +135,30 @@ def test_fit_stops_at_a_loss_that_is_not_finite(steps):
     with pytest.raises(FloatingPointError, match=r"loss is nan at step .*0\.001.*lower the learn"):
         fit(model, batches(), steps, lr=1e-3, loss_function=broken)
     assert not model.training
+
+
+@pytest.mark.parametrize("first", [1, 7, 25, 26, 30])
+def test_fit_names_the_first_step_whose_loss_is_not_finite(first):
+    calls = itertools.count(1)
+
+    def broken(model, batch):
+        return language_model_loss(model, batch) * (math.inf if next(calls) >= first else 1)
+
+    with pytest.raises(FloatingPointError, match=rf"loss is inf at step {first} "):
+        fit(tiny_language_model(), batches(), 30, lr=1e-3, loss_function=broken)
+
+
+def test_the_stop_button_returns_the_losses_so_far(capsys):
+    calls = itertools.count(1)
+
+    def interrupted(model, batch):
+        if next(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)  # what Ctrl-C and the stop button send
+        return language_model_loss(model, batch)
+
+    losses = fit(tiny_language_model(), batches(), 10, lr=1e-3, loss_function=interrupted)
+    assert losses == fit(tiny_language_model(), batches(), 10, lr=1e-3)[:3]
+    assert "interrupted after 3 of 10 steps" in capsys.readouterr().out
 
 
 def test_an_interrupt_returns_the_losses_so_far(capsys):
@@ -339,22 +365,30 @@ def test_train_model_refuses_a_model_with_nothing_to_train(loader, refuses):
 def test_train_model_stops_at_a_loss_that_is_not_finite(loader):
     model = tiny_classifier()
     nn.init.constant_(model.classifier.bias, math.nan)
-    with pytest.raises(FloatingPointError, match="loss is nan"):
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 1 .*lower the learn"):
         train_model(model, loader, loader, epochs=2)
 
 
+class InterruptedAtTheSecondTime(list):
+    """The batches once, then Ctrl-C."""
+
+    times = 0
+
+    def __iter__(self):
+        self.times += 1
+        if self.times == 2:
+            raise KeyboardInterrupt
+        return super().__iter__()
+
+
 def test_an_interrupt_returns_the_epochs_that_were_finished(loader, capsys):
-    class Interrupted(list):
-        """The batches of one epoch, then Ctrl-C."""
-
-        epochs = 0
-
-        def __iter__(self):
-            self.epochs += 1
-            if self.epochs == 2:
-                raise KeyboardInterrupt
-            return super().__iter__()
-
-    history = train_model(tiny_classifier(), Interrupted(loader), loader, epochs=3)
+    interrupted = InterruptedAtTheSecondTime(loader)
+    history = train_model(tiny_classifier(), interrupted, loader, epochs=3)
     assert [len(values) for values in history.values()] == [1, 1, 1]
     assert "interrupted after 1 of 3 epochs" in capsys.readouterr().out
+
+
+def test_an_interrupt_while_the_test_set_is_read_leaves_the_history_even(loader):
+    interrupted = InterruptedAtTheSecondTime(loader)
+    history = train_model(tiny_classifier(), loader, interrupted, epochs=3)
+    assert [len(values) for values in history.values()] == [1, 1, 1]

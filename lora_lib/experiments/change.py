@@ -46,9 +46,11 @@ def measure(job: tuple[Run, tuple[int, ...]]) -> dict:
     }
 
 
-def load_changes(path: Path = RESULTS) -> list[dict]:
-    """The recorded runs, one dict each (see `measure`; JSON makes the ranks of `cut` strings)."""
-    return json.loads(path.read_text("utf-8"))["runs"]
+def load_changes(path: Path = RESULTS, **factors) -> list[dict]:
+    """The recorded runs that have these factors (method="full", script="georgian", …), one dict
+    each (see `measure`; JSON makes the ranks of `cut` strings)."""
+    runs = json.loads(path.read_text("utf-8"))["runs"]
+    return [run for run in runs if all(run[name] == value for name, value in factors.items())]
 
 
 def attention_k90(run: dict, of: str = "k90") -> float:

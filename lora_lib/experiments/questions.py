@@ -24,19 +24,18 @@ EQUAL_BUDGET = {"W_q, W_v": 38, "attention": 19, "feed-forward": 15}
 @dataclass(frozen=True)
 class Question:
     """Levels are runs by label; where a level has no learning rate, the one chosen on validation
-    for it is used, or for all levels the one chosen for `rate_of`."""
+    for it is used."""
 
     name: str
     asks: str
     levels: dict[str, Run]
     score: str = "exact_match"  # or accuracy, bits
     threshold: float = 0.02
-    rate_of: Run | None = None
 
     def runs(self, label: str, rows: list[dict]) -> list[Run]:
         """The runs of one level, one a seed; their learning rate must have been chosen already."""
         run = self.levels[label]
-        lr = run.lr or chosen_rate(rows, self.rate_of or run)
+        lr = run.lr or chosen_rate(rows, run)
         return [replace(run, lr=lr, seed=seed) for seed in SEEDS]
 
     def by_seed(self, label: str, rows: list[dict], score: str = "") -> dict[int, float]:
@@ -73,12 +72,8 @@ METHODS = {
 TEN_TIMES = method("scratch", steps=10 * CENTRE.steps)
 SOME = {name: METHODS[name] for name in ("LoRA r=8", "full fine-tuning", "from scratch")}
 WITH_HEAD = {name: METHODS[name] for name in (*SOME, "head alone")}
-ONE_RATE_RULES = {
-    "α = 16": lambda rank: lora(rank, alpha=16.0),
-    "α = 2r": lambda rank: lora(rank),
-    "rsLoRA, α = 16": lambda rank: lora(rank, alpha=16.0, rslora=True),
-}
 LORA_RATES, FULL_RATES = (2e-3, 5e-3, 1e-2, 2e-2), (5e-4, 1e-3, 2e-3, 5e-3)
+ONE_RATE = (2e-3, 1e-2)
 
 
 def _across(levels: dict[str, Run], factor: str, values: Sequence) -> dict[str, Run]:
@@ -121,6 +116,11 @@ QUESTIONS = {
             | {f"full, {lr:g}": method("full", lr=lr) for lr in FULL_RATES},
         ),
         Question(
+            "one-rate",
+            "Which rank comes out best if all are trained at one learning rate?",
+            {f"r = {r}, {lr:g}": lora(r, lr=lr) for lr in ONE_RATE for r in RANKS},
+        ),
+        Question(
             "same-town",
             "Is the order of the methods the same in classification?",
             _across({k: replace(v, task="same-town") for k, v in WITH_HEAD.items()},
@@ -138,16 +138,9 @@ QUESTIONS = {
             {f"α = {a:g}": lora(alpha=a) for a in (4.0, 16.0, 64.0)},
         ),
         Question(
-            "alpha-rules",
-            "Which rule of α carries one learning rate over to other ranks?",
-            {f"{rule}, r = {rank}": make(rank) for rule, make in ONE_RATE_RULES.items()
-             for rank in (2, 32)},
-            rate_of=lora(),
-        ),
-        Question(
             "rslora",
-            "At a high rank, is α / √r better than α / r, each with its own learning rate?",
-            {"α / r": lora(64), "α / √r": lora(64, alpha=16.0, rslora=True)},
+            "At r = 64 and α = 16, is α / √r better than α / r, each with its own learning rate?",
+            {"α / r": lora(64, alpha=16.0), "α / √r": lora(64, alpha=16.0, rslora=True)},
         ),
         Question(
             "frozen-a",

@@ -71,7 +71,7 @@ def plan(rows: list[dict], questions: Iterable[Question]) -> Iterator[Run]:
     ready = []
     for question in questions:
         for label, level in question.levels.items():
-            setting = tuning_key(question.rate_of or level)
+            setting = tuning_key(level)
             rates = [] if level.lr else untried_rates(tried_rates(rows, setting), guess(setting))
             yield from (run for rate in rates if (run := replace(setting, lr=rate)) not in done)
             if not rates:

@@ -1,0 +1,302 @@
+"""What is given, which error it gets, what the error says; and the model is as before.
+
+"As before" is checked by `refuses`: every module's type and mode, every requires_grad, every bit of
+the state dict.
+"""
+
+import json
+import math
+import pickle
+import re
+import shutil
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
+from lora_lib.lora import (
+    LoRALinear,
+    add_lora_to_model,
+    freeze_non_lora_params,
+    lora_layers,
+    merge_lora_weights,
+    unload_lora,
+    unmerge_lora_weights,
+)
+from lora_lib.model import SmallTransformer
+from lora_lib.training import fit
+
+
+def plain(width=24):
+    """Two blocks, three classes; the same weights every time. One layer is frozen beforehand, and
+    one is in another mode than the rest."""
+    torch.manual_seed(0)
+    model = SmallTransformer(20, width, 2, 2, num_classes=3, max_len=8).eval()
+    model.blocks[0].feed_forward.linear1.requires_grad_(False)
+    model.blocks[1].attention.W_q.train()
+    return model
+
+
+def adapted():
+    return add_lora_to_model(plain(), 4, 12.0, modules_to_save=["classifier"])[0]
+
+
+def merged():
+    model = adapted()
+    for layer in lora_layers(model):
+        nn.init.ones_(layer.lora_B)
+    return merge_lora_weights(model)
+
+
+def infinite():
+    """Adapted everywhere; only the last layer's factors are beyond float32."""
+    model, layers = add_lora_to_model(plain(), 4, 12.0, "all-linear")
+    nn.init.constant_(layers[-1].lora_B, 1e38)
+    nn.init.constant_(layers[-1].lora_A, 1e38)
+    return model
+
+
+def sequential(*modules):
+    return lambda: nn.Sequential(*modules)
+
+
+def inject(**settings):
+    return lambda model: add_lora_to_model(model, **settings)
+
+
+KEY = "base_model.model.blocks.0.attention.W_q.lora_A.weight"
+HEAD = "base_model.model.classifier.bias"
+LINEAR = "W_q (2 times), W_k (2 times), W_v (2 times), W_o (2 times), linear1 (2 times)"
+
+# fmt: off
+INJECTING = [
+    # settings of the layer
+    (plain, inject(rank=0), ValueError, "rank is 0; it must be a positive integer, such as 8"),
+    (plain, inject(rank=-4), ValueError, "rank is -4; it must be a positive integer"),
+    (plain, inject(rank=8.0), ValueError, "rank is 8.0; it must be a positive integer"),
+    (plain, inject(rank="8"), ValueError, "rank is '8'; it must be a positive integer"),
+    (plain, inject(rank=True), ValueError, "rank is True; it must be a positive integer"),
+    (plain, inject(rank=None), ValueError, "rank is None; it must be a positive integer"),
+    (plain, inject(alpha=0), ValueError, "alpha is 0; it must be a positive number, such as 16"),
+    (plain, inject(alpha=-1.0), ValueError, "alpha is -1.0; it must be a positive number"),
+    (plain, inject(alpha=math.nan), ValueError, "alpha is nan; it must be a positive number"),
+    (plain, inject(alpha=math.inf), ValueError, "alpha is inf; it must be a positive number"),
+    (plain, inject(alpha="16"), ValueError, "alpha is '16'; it must be a positive number"),
+    (plain, inject(alpha=None), ValueError, "alpha is None; it must be a positive number"),
+    (plain, inject(dropout=-0.1), ValueError, "dropout is -0.1; it must be at least 0 and less"),
+    (plain, inject(dropout=1.0), ValueError, "dropout is 1.0; it must be at least 0 and less than"),
+    (plain, inject(dropout=math.nan), ValueError, "dropout is nan; it must be at least 0"),
+    (plain, inject(dropout="0.1"), ValueError, "dropout is '0.1'; it must be at least 0"),
+    (plain, inject(use_rslora="no"), ValueError, "use_rslora is 'no'; it must be True or False"),
+    (plain, inject(rank=0, alpha=0), ValueError, "rank is 0; it must .* alpha is 0; it must"),
+    # targets
+    (plain, inject(target_modules="W_q"), ValueError,
+     r"target_modules is 'W_q'; give a list of names, such as \['W_q'\] or the word .all-linear"),
+    (plain, inject(target_modules=None), ValueError, "target_modules is None; give a list"),
+    (plain, inject(target_modules=7), ValueError, "target_modules is 7; give a list"),
+    (plain, inject(target_modules=[nn.Linear]), ValueError, "torch.*Linear'>,?.*; give a list"),
+    (plain, inject(target_modules=[]), ValueError, rf"\(\) match nothing.* {re.escape(LINEAR)}"),
+    (plain, inject(target_modules=["W_q", "W_x"]), ValueError,
+     rf"target_modules \['W_x'\] match no module; linear layers are {re.escape(LINEAR)}"),
+    (plain, inject(target_modules=["q"]), ValueError, r"\['q'\] match no module"),
+    (plain, inject(target_modules=re.compile("W_q")), ValueError, "'W_q'.* match nothing"),
+    (plain, inject(target_modules=["W_q", "final_norm"]), TypeError,
+     "target 'final_norm' is a LayerNorm; LoRA here adapts nn.Linear only"),
+    (plain, inject(target_modules=["attention"]), TypeError,
+     "target 'blocks.0.attention' is a MultiHeadAttention"),
+    (plain, inject(target_modules=["token_embedding"]), TypeError, "is a Embedding"),
+    (tiny_models.gpt2, inject(target_modules=["c_attn"]), TypeError, "is a Conv1D; .*transposed"),
+    (tiny_models.shared_layer, inject(target_modules=["0"]), ValueError, "in several places"),
+    (tiny_models.fused, inject(target_modules=["linear2"]), ValueError,
+     "'linear2' lies inside a TransformerEncoderLayer module.* silently ignore LoRA"),
+    (sequential(nn.MultiheadAttention(8, 2)), inject(target_modules=["out_proj"]), ValueError,
+     "'0.out_proj' lies inside a MultiheadAttention module.* silently ignore LoRA"),
+    # modules to save
+    (plain, inject(modules_to_save="classifier"), ValueError,
+     r"modules_to_save is 'classifier'; give a list of names, such as \['classifier'\]"),
+    (plain, inject(modules_to_save=[3]), ValueError, r"modules_to_save is \(3,\); give a list"),
+    (plain, inject(modules_to_save=["head"]), ValueError,
+     r"modules_to_save \['head'\] match no module; at the top are: .*final_norm, classifier"),
+    (plain, inject(target_modules=["classifier"], modules_to_save=["classifier"]), ValueError,
+     r"\('classifier',\) match nothing outside modules_to_save"),
+    (plain, inject(modules_to_save=["norm1", "embedding"]), ValueError,
+     r"\['embedding'\] match no module"),
+    (tiny_models.distilbert,
+     inject(target_modules=["q_lin"], modules_to_save=["classifier"]), ValueError,
+     r"PEFT would take modules_to_save .*\['pre_classifier', 'classifier'\]; name them"),
+    (tiny_models.tied_llama,
+     inject(target_modules=["q_proj"], modules_to_save=["lm_head"]), ValueError,
+     "'lm_head' in modules_to_save is tied to another module.* untie it first"),
+    # the model
+    (adapted, inject(), ValueError, r"has LoRA layers already; .*unload_lora\(model\)"),
+    (merged, inject(), ValueError, "has LoRA layers already"),
+    (sequential(nn.ReLU()), inject(target_modules="all-linear"), ValueError, "no nn.Linear below"),
+    (lambda: nn.Linear(2, 2), inject(target_modules="all-linear"), ValueError,
+     "no nn.Linear below this model; if it is one itself, pass what holds it"),
+]
+
+USING = [
+    *((plain, function, ValueError, r"no LoRA layers; call add_lora_to_model\(model\) first")
+      for function in (freeze_non_lora_params, merge_lora_weights, unmerge_lora_weights,
+                       unload_lora, lambda model: save_adapter(model, "never written"))),
+    *((lambda: nn.Sequential(adapted()), function, ValueError,
+       r"add_lora_to_model was called on a module inside or around it.*model\.module")
+      for function in (freeze_non_lora_params, unload_lora,
+                       lambda model: save_adapter(model, "never written"))),
+    (lambda: merged().train(), lambda model: model(torch.zeros(1, 8).long()), RuntimeError,
+     r"merged, so its factors would get no gradient: call unmerge_lora_weights\(model\)"),
+    (infinite, merge_lora_weights, FloatingPointError, r"not finite, so nothing was merged.*e\+38"),
+    (infinite, unload_lora, FloatingPointError, "not finite, so nothing was merged"),
+    (lambda: add_lora_to_model(tiny_models.tied_llama(), target_modules=["lm_head"])[0],
+     merge_lora_weights, ValueError, "tied to another module.*keep the adapter unmerged, or untie"),
+    (lambda: plain().requires_grad_(False), lambda model: fit(model, [], 3, 1e-3), ValueError,
+     "no parameter has requires_grad=True"),
+]
+
+
+def config(**changes):
+    def change(directory):
+        stored = json.loads((directory / CONFIG_FILE).read_text()) | changes
+        stored = {key: value for key, value in stored.items() if value != "left out"}
+        (directory / CONFIG_FILE).write_text(json.dumps(stored))
+        tensors(lambda t: None)(directory)  # without the configuration in the metadata
+    return change
+
+
+def tensors(edit):
+    def change(directory):
+        loaded = load_file(directory / WEIGHTS_FILE)
+        edit(loaded)
+        save_file(loaded, directory / WEIGHTS_FILE)
+    return change
+
+
+def content(name, value):
+    return lambda directory: (directory / name).write_bytes(value)
+
+
+def cut(name, size):
+    return lambda directory: (directory / name).write_bytes((directory / name).read_bytes()[:size])
+
+
+def pickled(directory):
+    (directory / WEIGHTS_FILE).rename(directory / "adapter_model.bin")
+
+
+LOADING = [
+    # files
+    (plain, shutil.rmtree, FileNotFoundError, f"there is no {CONFIG_FILE} in "),
+    (plain, lambda d: (d / CONFIG_FILE).unlink(), FileNotFoundError, f"there is no {CONFIG_FILE}"),
+    (adapted, lambda d: (d / WEIGHTS_FILE).unlink(), FileNotFoundError, f"no {WEIGHTS_FILE}"),
+    (plain, pickled, FileNotFoundError, "pickled .bin files are never read"),
+    (plain, content(WEIGHTS_FILE, pickle.dumps({KEY: 1})), ValueError, "damaged.*save it anew"),
+    (plain, content(WEIGHTS_FILE, b""), ValueError, "damaged.*save it anew"),
+    (adapted, cut(WEIGHTS_FILE, 50), ValueError, "damaged.*save it anew"),
+    (plain, cut(WEIGHTS_FILE, -1), ValueError, "damaged.*save it anew"),
+    (plain, cut(CONFIG_FILE, 0), ValueError, "damaged.*save it anew"),
+    (adapted, cut(CONFIG_FILE, 50), ValueError, "damaged.*save it anew"),
+    (plain, content(CONFIG_FILE, b"\xff\xfe"), ValueError, "damaged.*save it anew"),
+    (plain, content(CONFIG_FILE, b"[1, 2]"), ValueError, "is not a JSON object"),
+    (plain, content(CONFIG_FILE, b"{}"), ValueError, "mixes two saves: r is None"),
+    # configuration
+    (plain, config(r="left out"), ValueError, "rank is None; it must be a positive integer"),
+    (plain, config(r="4"), ValueError, "rank is '4'; it must be a positive integer"),
+    (plain, config(r=0), ValueError, "rank is 0; it must be a positive integer"),
+    (adapted, config(r="4"), ValueError, "rank is '4', but 4 on the model"),
+    (plain, config(lora_alpha=None), ValueError, "alpha is None; it must be a positive number"),
+    (plain, config(lora_alpha=[16]), ValueError, r"alpha is \[16\]; it must be a positive number"),
+    (plain, config(lora_dropout="none"), ValueError, "dropout is 'none'; it must be at least 0"),
+    (plain, config(use_rslora=1), ValueError, "use_rslora is 1; it must be True or False"),
+    (plain, config(target_modules=None), ValueError, "target_modules is None; give a list"),
+    (plain, config(target_modules=[1]), ValueError, r"target_modules is \(1,\); give a list"),
+    (plain, config(target_modules=["W_x"]), ValueError, r"\['W_x'\] match no module"),
+    (plain, config(target_modules="W_q"), ValueError, "'W_q'.* match nothing"),  # PEFT: a pattern
+    (plain, config(target_modules="W_(q"), ValueError, "unterminated subpattern"),
+    (plain, config(target_modules=["final_norm"]), ValueError, "'final_norm' is a LayerNorm"),
+    (plain, config(modules_to_save=5), ValueError, "modules_to_save is 5; give a list"),
+    (plain, config(modules_to_save=["head"]), ValueError, f"unexpected {HEAD}"),
+    (plain, config(peft_type="left out"), ValueError, "peft_type is None, which this library"),
+    (plain, config(peft_type="IA3"), ValueError, "peft_type is 'IA3', which this library lacks"),
+    (plain, config(fan_in_fan_out=True), ValueError, "fan_in_fan_out is True"),
+    (plain, config(use_dora=True, bias="all"), ValueError, "bias is 'all'.* use_dora is True"),
+    (plain, config(use_something_new=True), ValueError, "use_something_new is True"),
+    (adapted, config(lora_alpha=8), ValueError,
+     r"alpha is 8, but 12.0 on the model: call unload_lora\(model, merge=False\) first"),
+    (adapted, config(use_rslora=True), ValueError, "use_rslora is True, but False on the model"),
+    # tensors
+    (plain, tensors(lambda t: t.pop(KEY)), ValueError, f"missing {KEY}"),
+    (adapted, tensors(lambda t: t.pop(HEAD)), ValueError, f"missing {HEAD}"),
+    (plain, tensors(lambda t: t.update(extra=torch.ones(2))), ValueError, "unexpected extra"),
+    (plain, tensors(lambda t: t.update({KEY: torch.ones(5, 24)})), ValueError,
+     rf"{KEY} has shape \(5, 24\), the model needs \(4, 24\)"),
+    (lambda: plain(32), lambda d: None, ValueError,
+     rf"{KEY} has shape \(4, 24\), the model needs \(4, 32\)"),
+    (tiny_models.bert, lambda d: None, ValueError, r"\['W_q', 'W_v'\] match no module"),
+    (lambda: add_lora_to_model(plain(), 4, 12.0, ["W_q"], modules_to_save=["classifier"])[0],
+     lambda d: None, ValueError, "unexpected .*W_v"),
+    (merged, lambda d: None, ValueError, r"is merged; call unmerge_lora_weights\(model\) first"),
+    (lambda: nn.Sequential(adapted()), lambda d: None, ValueError, "called on a module inside"),
+]
+# fmt: on
+
+
+def table(rows):
+    ids = [f"{number}: {words[:50]}" for number, (*_, words) in enumerate(rows)]
+    return pytest.mark.parametrize(("make", "act", "error", "words"), rows, ids=ids)
+
+
+def check(refuses, model, act, error, words):
+    with refuses(model, error) as raised:
+        act(model)
+    assert re.search(words, str(raised.value)), str(raised.value)
+
+
+@table(INJECTING)
+def test_what_cannot_be_injected_is_refused(refuses, make, act, error, words):
+    check(refuses, make(), act, error, words)
+
+
+@table(USING)
+def test_what_cannot_be_done_is_refused(refuses, make, act, error, words):
+    check(refuses, make(), act, error, words)
+
+
+@table(LOADING)
+@pytest.mark.parametrize("trainable", [False, True])
+def test_what_cannot_be_loaded_is_refused(refuses, tmp_path, trainable, make, act, error, words):
+    directory = save_adapter(adapted(), tmp_path / "adapter")
+    act(directory)
+    check(refuses, make(), lambda model: load_adapter(model, directory, trainable), error,
+          f"{re.escape(str(directory))}.*{words}" if error is ValueError else words)  # fmt: skip
+
+
+def test_everything_that_is_wrong_is_in_one_error(refuses, tmp_path):
+    directory = save_adapter(adapted(), tmp_path)
+    config(use_dora=True, alpha_pattern={"W_q": 3})(directory)
+    tensors(lambda t: (t.pop(HEAD), t.update({KEY: torch.ones(5, 24), "extra": torch.ones(1)})))(
+        directory
+    )
+    model = plain()
+    with refuses(
+        model, ValueError, "use_dora", "alpha_pattern", "missing", "unexpected", "(5, 24)"
+    ):
+        load_adapter(model, directory)
+
+
+def test_the_pair_that_add_lora_returns_is_no_model():
+    pair = add_lora_to_model(plain())
+    for function in (add_lora_to_model, freeze_non_lora_params, merge_lora_weights, unload_lora):
+        with pytest.raises(TypeError, match=r"model is a tuple.*model, layers = add_lora_to_model"):
+            function(pair)
+
+
+def test_a_single_layer_refuses_what_add_lora_refuses():
+    with pytest.raises(ValueError, match="rank is 0"):
+        LoRALinear(nn.Linear(2, 2), rank=0)
+    with pytest.raises(TypeError, match=r"original_linear is a Conv1d.*nn.Linear only"):
+        LoRALinear(nn.Conv1d(2, 2, 1))
+    with pytest.raises(TypeError, match="original_linear is a LoRALinear"):
+        LoRALinear(LoRALinear(nn.Linear(2, 2)))

@@ -1,0 +1,212 @@
+"""Saving is atomic: whatever happens while an adapter is written, one can still be loaded."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+
+import pytest
+import tiny_models
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from torch import nn
+
+from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
+from lora_lib.lora import add_lora_to_model, lora_layers
+
+
+def adapter(value, rank=4, targets="all-linear"):
+    """A model all of whose factors are `value`."""
+    model, layers = add_lora_to_model(tiny_models.nested(), rank, 8.0, targets)
+    for layer in layers:
+        nn.init.constant_(layer.lora_A, value)
+        nn.init.constant_(layer.lora_B, value)
+    return model
+
+
+def value_in(directory):
+    """The one value that every factor of the adapter in `directory` has."""
+    layers = lora_layers(load_adapter(tiny_models.nested(), directory))
+    [value] = {f.item() for m in layers for p in (m.lora_A, m.lora_B) for f in p.flatten()}
+    return value
+
+
+# --- two saves in one directory ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", [dict(rank=2), dict(targets=["in"])], ids=str)
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_directory_that_mixes_two_saves_is_refused(tmp_path, refuses, name, other):
+    one = save_adapter(adapter(1.0), tmp_path / "one")
+    two = save_adapter(adapter(2.0, **other), tmp_path / "two")
+    (one / name).write_bytes((two / name).read_bytes())
+    model = tiny_models.nested()
+    with refuses(model, ValueError, str(one), "mixes two saves", next(iter(other))[0]):
+        load_adapter(model, one)
+
+
+def test_the_metadata_of_the_weights_mend_a_mixed_directory(tmp_path):
+    one = save_adapter(adapter(1.0), tmp_path / "one")
+    two = save_adapter(adapter(2.0, rank=2), tmp_path / "two")
+    (one / WEIGHTS_FILE).write_bytes((two / WEIGHTS_FILE).read_bytes())
+    with safe_open(one / WEIGHTS_FILE, "pt") as file:
+        (one / CONFIG_FILE).write_text(file.metadata()[CONFIG_FILE])
+    assert value_in(one) == 2.0
+
+
+def test_a_mixture_that_only_its_weights_tell_apart_is_no_mixture(tmp_path):
+    one = save_adapter(adapter(1.0), tmp_path / "one")
+    two = save_adapter(adapter(2.0), tmp_path / "two")
+    (one / CONFIG_FILE).write_bytes((two / CONFIG_FILE).read_bytes())
+    assert value_in(one) == 1.0
+
+
+def test_keys_that_change_nothing_may_be_edited(tmp_path):
+    directory = save_adapter(adapter(1.0), tmp_path)
+    config = json.loads((directory / CONFIG_FILE).read_text())
+    config |= {"base_model_name_or_path": "mine", "task_type": "FEATURE_EXTRACTION"}
+    (directory / CONFIG_FILE).write_text(json.dumps(config, sort_keys=True))
+    assert value_in(directory) == 1.0
+
+
+def test_peft_ignores_the_metadata(tmp_path):
+    directory = save_adapter(adapter(1.0), tmp_path)
+    with safe_open(directory / WEIGHTS_FILE, "pt") as file:
+        assert file.metadata() == {
+            "format": "pt", CONFIG_FILE: (directory / CONFIG_FILE).read_text()
+        }  # fmt: skip
+    x = torch.ones(2, 6)
+    peft_model = PeftModel.from_pretrained(tiny_models.nested(), str(directory))
+    assert torch.equal(peft_model(x), adapter(1.0)(x))
+
+
+# --- a save that fails ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", ["replace", "fsync"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_error_while_saving_leaves_the_old_adapter_and_no_rubbish(
+    tmp_path, monkeypatch, fails, call
+):
+    directory = save_adapter(adapter(1.0), tmp_path)
+    calls, original = [], getattr(os, fails)
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise OSError("no space left on device")
+        return original(*arguments)
+
+    monkeypatch.setattr(os, fails, full)
+    with pytest.raises(OSError, match="no space left"):
+        save_adapter(adapter(2.0), directory)
+    assert sorted(path.name for path in directory.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert value_in(directory) == (1.0 if call == 1 else 2.0)  # the weights are the adapter
+
+
+def test_a_file_in_the_way_is_an_error_that_names_it(tmp_path, refuses):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    model = adapter(1.0)
+    with refuses(model, FileExistsError, str(path)):
+        save_adapter(model, path)
+    assert path.read_text() == "mine"
+
+
+def test_files_can_be_read_by_others(tmp_path):
+    directory = save_adapter(adapter(1.0), tmp_path)
+    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o644}
+
+
+# --- a process that is killed --------------------------------------------------------------------
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="copies the process by fork")
+
+
+def start(function, *arguments):
+    """A copy of this process, so that a kill does not cost the imports of a new one."""
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def save_for_ever(directory):
+    for value in itertools.count(2):
+        save_adapter(adapter(float(value)), directory)
+
+
+def save_and_die(directory, rank, moment):
+    """Die at the n-th time that a file is opened, written out or moved."""
+    left = [moment]
+
+    def deadly(original):
+        def act(*arguments, **named):
+            left[0] -= 1
+            if left[0] == 0:
+                os._exit(1)
+            return original(*arguments, **named)
+
+        return act
+
+    model = adapter(2.0, rank)
+    for name in ("open", "fdopen", "fsync", "chmod", "replace", "unlink"):
+        setattr(os, name, deadly(getattr(os, name)))
+    save_adapter(model, directory)
+    os._exit(0)
+
+
+@needs_fork
+def test_a_process_killed_at_any_moment_leaves_one_of_the_two_adapters(tmp_path):
+    save_adapter(adapter(1.0), tmp_path)
+    generator, found = random.Random(0), set()
+    for _ in range(30):
+        process = start(save_for_ever, tmp_path)
+        time.sleep(generator.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        found.add(value_in(tmp_path))
+    assert len(found) > 3
+
+
+@needs_fork
+def test_a_process_that_dies_between_any_two_steps_loses_nothing(tmp_path):
+    outcomes = []
+    for moment in range(1, 100):
+        save_adapter(adapter(1.0), tmp_path)
+        process = start(save_and_die, tmp_path, 4, moment)
+        process.join()
+        outcomes.append(value_in(tmp_path))
+        if process.exitcode == 0:
+            break
+    assert process.exitcode == 0
+    assert len(outcomes) > 8
+    assert outcomes == sorted(outcomes)  # the old one up to some moment, then the new one
+    assert set(outcomes) == {1.0, 2.0}
+
+
+@needs_fork
+def test_a_process_that_dies_while_it_changes_the_settings_never_gives_a_wrong_adapter(tmp_path):
+    outcomes = []
+    for moment in range(1, 100):
+        save_adapter(adapter(1.0), tmp_path)
+        process = start(save_and_die, tmp_path, 2, moment)
+        process.join()
+        try:
+            outcomes.append(value_in(tmp_path))
+        except ValueError as error:
+            outcomes.append(1.5)
+            assert "mixes two saves" in str(error)
+            with safe_open(tmp_path / WEIGHTS_FILE, "pt") as file:
+                (tmp_path / CONFIG_FILE).write_text(file.metadata()[CONFIG_FILE])
+            assert value_in(tmp_path) == 2.0  # nothing is lost
+        if process.exitcode == 0:
+            break
+    assert process.exitcode == 0
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {1.0, 1.5, 2.0}

@@ -1,0 +1,417 @@
+"""The same numbers as Hugging Face PEFT and loralib, and adapters that travel both ways."""
+
+import json
+import math
+import re
+import warnings
+from contextlib import contextmanager
+
+import loralib
+import pytest
+import tiny_models
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import example, run
+from torch import nn
+
+from lora_lib.adapters import CONFIG_FILE, adapter_directory, load_adapter, save_adapter
+from lora_lib.data import SCRIPTS
+from lora_lib.lora import LoRALinear, add_lora_to_model, lora_layers, merge_lora_weights
+from lora_lib.model import SmallTransformer, load_pretrained
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@contextmanager
+def no_warning_of_peft():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # transformers speaks of its own future, whatever is loaded.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
+
+
+def in_peft(base, directory, **how):
+    """PEFT's model with the adapter in `directory`, as PEFT loads it, warnings being errors."""
+    with no_warning_of_peft():
+        return PeftModel.from_pretrained(
+            base, str(directory), autocast_adapter_dtype=False, **how
+        ).eval()
+
+
+def power_of_two(layer):
+    return math.frexp(layer.scaling)[0] == 0.5
+
+
+# --- one layer: outputs and gradients ------------------------------------------------------------
+
+SHAPES = [(1, 1, 1), (12, 7, 4), (7, 12, 3), (64, 48, 8), (33, 129, 16), (16, 16, 40)]
+SCALINGS = [(1, False), (0.5, False), (4, False), (3, False), (0.7, False), (2, True)]
+
+
+def trio(d_in, d_out, rank, alpha, use_rslora=False, dtype=torch.float32, dropout=0.0):
+    """Our layer and PEFT's on the same weight and factors; and an input."""
+    torch.manual_seed(0)
+    linear = nn.Linear(d_in, d_out, dtype=dtype)
+    twin = nn.Linear(d_in, d_out, dtype=dtype)
+    twin.load_state_dict(linear.state_dict())
+    ours = LoRALinear(linear, rank, alpha, dropout, use_rslora)
+    settings = LoraConfig(r=rank, lora_alpha=alpha, use_rslora=use_rslora, lora_dropout=dropout,
+                          target_modules=["0"])  # fmt: skip
+    theirs = get_peft_model(nn.Sequential(twin), settings, autocast_adapter_dtype=False)
+    theirs = theirs.base_model.model[0]
+    with torch.no_grad():
+        for factor, layer in ((ours.lora_A, theirs.lora_A), (ours.lora_B, theirs.lora_B)):
+            values = torch.randn(factor.shape).to(dtype)  # PEFT holds them in the base's dtype
+            factor.copy_(values)
+            layer["default"].weight.copy_(values)
+    return ours, theirs, torch.randn(5, d_in).to(dtype)
+
+
+def outputs_and_gradients(layer, x, A, B):
+    """The output, and the gradients of the input and of the factors, in float32."""
+    x = x.clone().requires_grad_()
+    output = layer(x)
+    weights = torch.linspace(-1, 1, output.numel()).view_as(output)
+    gradients = torch.autograd.grad((output.float() * weights).sum(), (x, A, B))
+    return [output.detach(), *(g.float() for g in gradients)]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(("scaling", "use_rslora"), SCALINGS)
+@pytest.mark.parametrize(("d_in", "d_out", "rank"), SHAPES)
+def test_a_layer_computes_what_pefts_does(d_in, d_out, rank, scaling, use_rslora, dtype):
+    ours, theirs, x = trio(d_in, d_out, rank, scaling * rank, use_rslora, dtype)
+    assert ours.scaling == theirs.scaling["default"]
+    mine = outputs_and_gradients(ours, x, ours.lora_A, ours.lora_B)
+    peft = outputs_and_gradients(
+        theirs, x, theirs.lora_A["default"].weight, theirs.lora_B["default"].weight
+    )
+    assert (mine[0] - ours.original(x)).abs().max() > 0.01
+    for a, b in zip(mine, peft, strict=True):
+        if power_of_two(ours):
+            assert torch.equal(a, b)
+        else:
+            unit = torch.finfo(dtype).eps * b.abs().max().item()
+            torch.testing.assert_close(a, b, atol=4 * unit, rtol=0)
+
+
+def test_among_the_scalings_are_powers_of_two_and_others():
+    layers = [trio(4, 4, 2, 2 * scaling, use_rslora)[0] for scaling, use_rslora in SCALINGS]
+    assert [power_of_two(layer) for layer in layers] == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(("scaling", "d_in", "d_out", "rank"), [(s, *d) for s in (1, 3, 0.7)
+                                                                for d in SHAPES])  # fmt: skip
+def test_a_layer_computes_what_loralibs_does(scaling, d_in, d_out, rank):
+    ours, _, x = trio(d_in, d_out, rank, scaling * rank)
+    theirs = loralib.Linear(d_in, d_out, r=rank, lora_alpha=scaling * rank, merge_weights=False)
+    theirs.load_state_dict(
+        {"weight": ours.weight, "bias": ours.bias, "lora_A": ours.lora_A, "lora_B": ours.lora_B}
+    )
+    mine = outputs_and_gradients(ours, x, ours.lora_A, ours.lora_B)
+    loralibs = outputs_and_gradients(theirs, x, theirs.lora_A, theirs.lora_B)
+    assert (mine[0] - ours.original(x)).abs().max() > 0.01
+    for a, b in zip(mine, loralibs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6 * b.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_merging_computes_what_pefts_does_in_float32_and_better_in_half(dtype):
+    ours, theirs, _ = trio(48, 32, 8, 16.0, dtype=dtype)
+    exact = ours.weight.double() + ours.delta_weight().double()
+    before = ours.weight.clone()
+    theirs.merge()
+    ours.merge()
+    error, pefts = ((w.double() - exact).abs().mean() for w in (ours.weight, theirs.weight))
+    assert (ours.weight - before).abs().max() > 0.01
+    assert error <= pefts * 1.05
+
+
+def test_the_same_seed_draws_the_same_dropout_as_peft():
+    ours, theirs, x = trio(12, 7, 4, 8.0, dropout=0.5)
+    outputs = []
+    for layer in (ours, theirs):
+        torch.manual_seed(1)
+        outputs.append(layer.train()(x))
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[0], ours.eval()(x))
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def test_under_autocast_the_outputs_are_pefts():
+    ours, theirs, x = trio(12, 7, 4, 8.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(x), theirs(x))
+        assert ours(x).dtype == torch.bfloat16
+
+
+def test_a_new_layer_draws_A_from_the_same_distribution_as_peft():
+    ours = LoRALinear(nn.Linear(400, 10), rank=64)
+    theirs = get_peft_model(
+        nn.Sequential(nn.Linear(400, 10)), LoraConfig(r=64, target_modules=["0"])
+    ).base_model.model[0]
+    for statistic in (torch.std, torch.max, torch.min):
+        a, b = statistic(ours.lora_A), statistic(theirs.lora_A["default"].weight)
+        torch.testing.assert_close(a, b, rtol=0.03, atol=0)
+    assert not theirs.lora_B["default"].weight.any() and not ours.lora_B.any()
+
+
+# --- whole models: from here to PEFT, and back ---------------------------------------------------
+
+
+def ours():
+    torch.manual_seed(0)
+    return SmallTransformer(20, 24, 2, 2, num_classes=3, max_len=8).eval()
+
+
+MODELS = {"ours": ours, **{name: getattr(tiny_models, name) for name in (
+    "bert", "distilbert", "llama", "vit", "nested", "ambiguous", "convolutional")}}  # fmt: skip
+CASES = [
+    ("ours", dict(target_modules=("W_q", "W_v"))),
+    ("ours", dict(target_modules=("W_q",), rank=4, alpha=12.0)),
+    ("ours", dict(target_modules=("blocks.0.attention.W_k", "blocks.1.feed_forward.linear1"))),
+    ("ours", dict(target_modules=("attention.W_k", "linear1"), modules_to_save=("classifier",))),
+    ("ours", dict(target_modules=re.compile(r"blocks\.1\..*W_[qv]"))),
+    ("ours", dict(target_modules=("W_q",), rank=4, alpha=8.0, use_rslora=True)),
+    ("ours", dict(target_modules=("W_q",), rank=3, alpha=5.0, use_rslora=True)),
+    ("ours", dict(target_modules=("W_q",), dropout=0.1)),
+    ("ours", dict(target_modules="all-linear")),
+    ("ours", dict(target_modules="all-linear", modules_to_save=("classifier",))),
+    ("ours", dict(target_modules="all-linear", modules_to_save=("classifier", "final_norm"))),
+    ("bert", dict(target_modules=("query", "value"), modules_to_save=("classifier",))),
+    ("bert", dict(target_modules="all-linear")),
+    ("bert", dict(target_modules="all-linear", modules_to_save=("classifier",))),
+    ("distilbert", dict(target_modules=("q_lin", "v_lin"),
+                        modules_to_save=("classifier", "pre_classifier"))),
+    ("llama", dict(target_modules=("q_proj", "v_proj"), rank=3, alpha=5.0)),
+    ("llama", dict(target_modules="all-linear")),
+    ("llama", dict(target_modules="all-linear", modules_to_save=("lm_head",))),
+    ("llama", dict(target_modules=("q_proj",), modules_to_save=("layers.1.mlp", "model.norm"))),
+    ("vit", dict(target_modules="all-linear", modules_to_save=("classifier",))),
+    ("nested", dict(target_modules=("deep.0.0", "in"))),
+    ("ambiguous", dict(target_modules="all-linear")),
+    ("ambiguous", dict(target_modules="all-linear", modules_to_save=("1.1",))),
+    ("convolutional", dict(target_modules="all-linear", modules_to_save=("1", "2"))),
+]  # fmt: skip
+
+
+def cases(function):
+    ids = [f"{name}-{'-'.join(map(str, s.values()))}" for name, s in CASES]
+    return pytest.mark.parametrize(("name", "settings"), CASES, ids=ids)(function)
+
+
+def input_of(name, model):
+    return torch.arange(16).view(2, 8) if name == "ours" else example(model)
+
+
+def disturb(*modules):
+    """As if trained: random factors are set elsewhere, this is for what is saved whole."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for module in modules:
+            for tensor in module.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor += 0.1 * torch.rand(tensor.shape, generator=generator).to(tensor.dtype)
+
+
+def trained(name, settings, set_factors, dtype=torch.float32):
+    """(the model as if trained, an input, its output); the adapter has changed the output."""
+    model = MODELS[name]().to(dtype)
+    x = input_of(name, model)
+    x = x.to(dtype) if x.is_floating_point() else x
+    plain = run(model, x)
+    set_factors(add_lora_to_model(model, **({"rank": 4, "alpha": 8.0} | settings))[0], size=0.5)
+    model.eval()
+    output = run(model, x)
+    assert (output - plain).abs().max() > 1e-3 * plain.abs().max()
+    saved = settings.get("modules_to_save", ())
+    disturb(*(m for path, m in model.named_modules() if path.endswith(saved)))
+    assert not saved or not torch.equal(run(model, x), output)
+    return model, x, run(model, x)
+
+
+@cases
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_peft_loads_what_is_saved_here(name, settings, dtype, set_factors, tmp_path):
+    model, x, output = trained(name, settings, set_factors, dtype)
+    with torch.no_grad():  # PEFT holds the factors of a bf16 model in bf16
+        for layer in lora_layers(model):
+            layer.lora_A.copy_(layer.lora_A.to(dtype))
+            layer.lora_B.copy_(layer.lora_B.to(dtype))
+    peft_model = in_peft(MODELS[name]().to(dtype), save_adapter(model, tmp_path))
+    if power_of_two(next(lora_layers(model))):
+        assert torch.equal(run(peft_model, x), output)
+    else:
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(run(peft_model, x), output, atol=16 * eps, rtol=16 * eps)
+
+
+@cases
+def test_what_peft_saves_of_it_loads_here_again(name, settings, set_factors, tmp_path):
+    model, x, output = trained(name, settings, set_factors)
+    peft_model = in_peft(MODELS[name](), save_adapter(model, tmp_path / "a"))
+    peft_model.save_pretrained(tmp_path / "b", save_embedding_layers=False)
+    again = load_adapter(MODELS[name](), tmp_path / "b")
+    assert torch.equal(run(again, x), output)
+    assert len(list(lora_layers(again))) == len(list(lora_layers(model)))
+
+
+def test_peft_trains_on_from_what_is_saved_here(set_factors, tmp_path):
+    model, x, _ = trained("ours", dict(modules_to_save=("classifier",)), set_factors)
+    peft_model = in_peft(ours(), save_adapter(model, tmp_path / "a"), is_trainable=True)
+    optimizer = torch.optim.SGD([p for p in peft_model.parameters() if p.requires_grad], lr=0.1)
+    peft_model(x).square().mean().backward()
+    optimizer.step()
+    peft_model.save_pretrained(tmp_path / "b")
+    load_adapter(model, tmp_path / "b")
+    assert torch.equal(model(x), peft_model(x))
+
+
+def test_a_bf16_base_differs_by_rounding_where_peft_keeps_float32_factors(set_factors, tmp_path):
+    model, x, output = trained("llama", dict(target_modules=("q_proj", "v_proj")), set_factors,
+                               torch.bfloat16)  # fmt: skip
+    with no_warning_of_peft():
+        peft_model = PeftModel.from_pretrained(
+            tiny_models.llama().bfloat16(), str(save_adapter(model, tmp_path))
+        )
+    assert (
+        peft_model.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"].weight.dtype
+        == torch.float32
+    )
+    torch.testing.assert_close(run(peft_model.eval(), x), output, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_shipped_adapter_gives_the_same_bits_in_peft(script, tokenizer):
+    ids = torch.tensor([tokenizer.prompt("Tbilisi"), tokenizer.prompt("Kutaisi")])
+    base = load_pretrained()[0]
+    plain = base(ids)
+    adapted = load_adapter(base, adapter_directory(script))(ids)
+    assert (adapted - plain).abs().max() > 1
+    assert torch.equal(in_peft(load_pretrained()[0], adapter_directory(script))(ids), adapted)
+
+
+def test_a_merged_model_saves_the_same_adapter(set_factors, tmp_path):
+    model, x, output = trained("ours", {}, set_factors)
+    assert torch.equal(
+        in_peft(ours(), save_adapter(merge_lora_weights(model), tmp_path))(x), output
+    )
+
+
+def test_all_linear_is_written_as_paths_since_peft_would_leave_out_a_language_models_head(
+    set_factors, tmp_path
+):
+    model, _, _ = trained("llama", dict(target_modules="all-linear"), set_factors)
+    directory = save_adapter(model, tmp_path)
+    targets = json.loads((directory / CONFIG_FILE).read_text())["target_modules"]
+    assert len(targets) == 15 and "lm_head" in targets
+    theirs = get_peft_model(tiny_models.llama(), LoraConfig(target_modules="all-linear"))
+    assert len(theirs.peft_config["default"].target_modules) < 15
+
+
+def test_a_directory_that_still_says_all_linear_loads(set_factors, tmp_path):
+    model, x, output = trained("ours", dict(target_modules="all-linear"), set_factors)
+    get_peft_model(ours(), LoraConfig(r=4, lora_alpha=8, target_modules=["W_q"])).save_pretrained(
+        tmp_path
+    )  # files without the configuration in the metadata
+    in_peft(ours(), save_adapter(model, tmp_path / "new")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"target_modules": "all-linear"}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    assert torch.equal(load_adapter(ours(), tmp_path)(x), output)
+
+
+# --- whole models: what PEFT makes ---------------------------------------------------------------
+
+THEIRS = [
+    ("ours", dict(target_modules=["W_q", "linear1"])),
+    ("ours", dict(target_modules=r".*\.W_[qv]")),
+    ("ours", dict(target_modules="all-linear")),
+    ("ours", dict(target_modules="all-linear", modules_to_save=["classifier"])),
+    ("ours", dict(target_modules=["W_v"], modules_to_save=["classifier"], lora_dropout=0.1)),
+    ("ours", dict(target_modules=["W_q"], use_rslora=True)),
+    ("ours", dict(target_modules=["W_q"], init_lora_weights="gaussian")),
+    ("ours", dict(target_modules=["W_q"], init_lora_weights="orthogonal")),
+    ("bert", dict(target_modules="all-linear", task_type="SEQ_CLS")),
+    ("bert", dict(target_modules=["query", "dense"], task_type="SEQ_CLS")),
+    ("distilbert", dict(target_modules=["q_lin", "v_lin"], task_type="SEQ_CLS")),
+    ("llama", dict(target_modules="all-linear", task_type="CAUSAL_LM")),
+    ("llama", dict(target_modules=["q_proj"], modules_to_save=["lm_head"],
+                   task_type="CAUSAL_LM")),
+    ("vit", dict(target_modules="all-linear", modules_to_save=["classifier"])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "settings"), THEIRS, ids=str)
+def test_what_peft_makes_loads_here(name, settings, dtype, tmp_path):
+    base = MODELS[name]().to(dtype)
+    x = input_of(name, base)
+    plain = run(base, x)
+    theirs = get_peft_model(
+        base, LoraConfig(r=4, lora_alpha=8, **settings), autocast_adapter_dtype=False
+    ).eval()
+    factors = [m for path, m in theirs.named_modules() if path.endswith("default")]
+    disturb(*factors)
+    theirs.save_pretrained(tmp_path)
+    loaded = load_adapter(MODELS[name]().to(dtype), tmp_path).eval()
+    assert (run(theirs, x) - plain).abs().max() > 0.01
+    assert torch.equal(run(loaded, x), run(theirs, x))
+
+
+class WithConvolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.embed, self.out = nn.Conv1d(1, 2, 1), nn.Embedding(3, 2), nn.Linear(2, 2)
+
+
+REFUSED = [  # what PEFT is told, on which model, and the word in the refusal
+    (dict(target_modules=["W_q"], use_dora=True), ours, "use_dora is True"),
+    (dict(target_modules=["W_q"], bias="all"), ours, "bias is 'all'"),
+    (dict(target_modules=["W_q"], bias="lora_only"), ours, "bias is 'lora_only'"),
+    (dict(target_modules=["linear1"], lora_bias=True), ours, "lora_bias is True"),
+    (dict(target_modules=["W_q"], rank_pattern={"W_q": 2}), ours, "rank_pattern is {'W_q': 2}"),
+    (dict(target_modules=["W_q"], alpha_pattern={"W_q": 2}), ours, "alpha_pattern is {'W_q': 2}"),
+    (dict(target_modules=["W_q"], init_lora_weights="pissa"), ours, "init_lora_weights is 'pissa'"),
+    (dict(target_modules=["W_q"], init_lora_weights="olora"), ours, "init_lora_weights is 'olora'"),
+    (dict(target_modules=["q_proj"], layers_to_transform=[0]), tiny_models.llama,
+     "layers_to_transform is [0]"),
+    (dict(target_modules=["q_proj"], layers_to_transform=0), tiny_models.llama,
+     "missing base_model.model.model.layers.1"),
+    (dict(target_modules=["W_q"], exclude_modules=["blocks.0.attention.W_q"]), ours,
+     "exclude_modules is ['blocks.0.attention.W_q']"),
+    (dict(target_modules=["W_q"], trainable_token_indices={"token_embedding": [1]}), ours,
+     "trainable_token_indices is {'token_embedding': [1]}"),
+    (dict(target_modules=["embed"]), WithConvolution, "'embed' is a Embedding"),
+    (dict(target_modules=["conv"]), WithConvolution, "'conv' is a Conv1d"),
+    (dict(target_modules=["c_attn"]), tiny_models.gpt2, "fan_in_fan_out is True"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "make", "word"), REFUSED, ids=[word for *_, word in REFUSED])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_feature_of_peft_that_is_lacking_here_is_refused(refuses, tmp_path, settings, make, word):
+    get_peft_model(make(), LoraConfig(r=4, **settings)).save_pretrained(tmp_path)
+    model = make()
+    with refuses(model, ValueError, str(tmp_path), word):
+        load_adapter(model, tmp_path)
+
+
+def test_another_method_of_peft_is_refused(refuses, tmp_path):
+    from peft import IA3Config
+
+    settings = IA3Config(target_modules=["W_q"], feedforward_modules=[])
+    get_peft_model(ours(), settings).save_pretrained(tmp_path)
+    model = ours()
+    with refuses(model, ValueError, "peft_type is 'IA3'"):
+        load_adapter(model, tmp_path)
+
+
+def test_base_weights_that_peft_saved_along_are_refused(refuses, tmp_path):
+    settings = LoraConfig(target_modules=["lm_head"])
+    with pytest.warns(UserWarning, match="save_embedding_layers"):
+        get_peft_model(tiny_models.llama(), settings).save_pretrained(tmp_path)
+    model = tiny_models.llama()
+    with refuses(model, ValueError, "unexpected base_model.model.lm_head.base_layer.weight"):
+        load_adapter(model, tmp_path)

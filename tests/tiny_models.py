@@ -1,0 +1,121 @@
+"""Small random models of the shapes people have: transformers' own classes, and plain PyTorch.
+
+Every function gives the same weights each time, in eval mode. `run(model)` feeds a model an input
+of its kind and returns one tensor.
+"""
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+transformers.logging.set_verbosity_error()
+
+TEXT = dict(vocab_size=50, max_position_embeddings=16)
+SMALL = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=3
+)
+
+
+def bert() -> nn.Module:
+    return _build(transformers.BertForSequenceClassification, **TEXT, **SMALL)
+
+
+def distilbert() -> nn.Module:
+    """Its last layers are called pre_classifier and classifier."""
+    size = dict(dim=32, n_layers=2, n_heads=4, hidden_dim=48, num_labels=3)
+    return _build(transformers.DistilBertForSequenceClassification, **TEXT, **size)
+
+
+def llama(tied: bool = False) -> nn.Module:
+    grouped = dict(num_key_value_heads=2, tie_word_embeddings=tied)
+    return _build(transformers.LlamaForCausalLM, **TEXT, **SMALL, **grouped)
+
+
+def tied_llama() -> nn.Module:
+    return llama(tied=True)
+
+
+def gpt2() -> nn.Module:
+    size = dict(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16)
+    return _build(transformers.GPT2LMHeadModel, **size)
+
+
+def vit() -> nn.Module:
+    return _build(transformers.ViTForImageClassification, image_size=16, patch_size=8, **SMALL)
+
+
+def _build(kind: type, **settings) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(kind.config_class(**settings)).eval()
+
+
+class Nested(nn.Module):
+    """Lists and dicts in one another. The path "0" of its Sequential ends other paths too."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleDict(
+            {"in": nn.Linear(6, 8), "deep": nn.ModuleList([nn.ModuleList([nn.Linear(8, 8)])])}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts["deep"][0][0](self.parts["in"](x).relu())
+
+
+def nested() -> nn.Module:
+    return _seeded(Nested)
+
+
+def parent() -> nn.Module:
+    """What holds one nn.Linear."""
+    return _seeded(lambda: nn.Sequential(nn.Linear(6, 4)))
+
+
+def ambiguous() -> nn.Module:
+    """ "0" is an nn.Linear; by the rule for names it is also "1.0", which is none."""
+    return _seeded(
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 3)))
+    )
+
+
+def convolutional() -> nn.Module:
+    return _seeded(
+        lambda: nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2),
+                              nn.Flatten(), nn.Linear(8, 3))
+    )  # fmt: skip
+
+
+def shared_block() -> nn.Module:
+    """One block used twice: a module that holds the layers is in two places, each layer in one."""
+    block = _seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.Tanh()))
+    return nn.Sequential(block, block).eval()
+
+
+def shared_layer() -> nn.Module:
+    """One nn.Linear in two places."""
+    layer = _seeded(lambda: nn.Linear(6, 6))
+    return nn.Sequential(layer, nn.Tanh(), layer).eval()
+
+
+def fused() -> nn.Module:
+    """nn.TransformerEncoderLayer, whose fast path reads its children's weights."""
+    return _seeded(lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True))
+
+
+def _seeded(build) -> nn.Module:
+    torch.manual_seed(0)
+    return build().eval()
+
+
+def example(model: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if not isinstance(model, transformers.PreTrainedModel):
+        return torch.randn(5, 6, generator=generator)
+    if model.main_input_name == "pixel_values":
+        return torch.randn(2, 3, 16, 16, generator=generator).to(model.dtype)
+    return torch.randint(50, (2, 8), generator=generator)
+
+
+def run(model: nn.Module, x: Tensor) -> Tensor:
+    output = model(x)
+    return output if isinstance(output, Tensor) else output.logits
