@@ -75,16 +75,16 @@ COMPARED: dict[str, list[tuple[Level, Level]]] = {
     "targets": _others("targets", "all-linear"),
     "budget": _others("budget", "all-linear, r = 8"),
     "rate": _others("rate", "LoRA, 0.01", "LoRA") + _others("rate", "full, 0.001", "full"),
+    "one-rate": [  # against the same rank at a rate of its own
+        (("one-rate", label), ("rank", label.partition(",")[0]))
+        for label in QUESTIONS["one-rate"].levels
+    ],
     "same-town": _rivals("same-town", (500, "all")),
     "ten-times": [
         (("methods", f"LoRA r=8, {s}"), ("ten-times", f"from scratch, 10 × the steps, {s}"))
         for s in SCRIPTS
     ],
     "alpha": [(("alpha", f"α = {a}"), ("alpha", "α = 16")) for a in (4, 64)],
-    "alpha-rules": [  # against the same rank at a rate of its own
-        (("alpha-rules", label), ("rank", label.rpartition(", ")[2]))
-        for label in QUESTIONS["alpha-rules"].levels
-    ],
     "rslora": _others("rslora", "α / √r"),
     "frozen-a": _others("frozen-a", "B alone, r = 16"),
     "optimizer": _others("optimizer", "SGD with momentum"),
@@ -102,7 +102,8 @@ def answers(question: Question, rows: list[dict]) -> list[list[str]]:
     and the verdict at the question's threshold."""
     table = []
     for ours, theirs in COMPARED[question.name]:
-        words = f"{ours[1]}, minus {theirs[1]}"
+        elsewhere = f" of “{theirs[0]}”" if theirs[0] != ours[0] else ""
+        words = f"{ours[1]}, minus {theirs[1]}{elsewhere}"
         try:
             found = difference([ours], [theirs], rows)
             table.append([words, str(found), found.verdict(question.threshold)])

@@ -42,7 +42,7 @@ class Question:
         """Seed → test score (the question's unless another is named), for the seeds of one level
         that are recorded; may be empty."""
         run, score = self.levels[label], score or self.score
-        if not (run.lr or tried_rates(rows, self.rate_of or run)):
+        if not (run.lr or tried_rates(rows, run)):
             return {}
         found = rows_of(rows, self.runs(label, rows)[0])
         diverged = math.inf if score == "bits" else 0.0  # it gets nothing right

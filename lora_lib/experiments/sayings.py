@@ -145,6 +145,25 @@ def tuned(recorded: Recorded, run: Run) -> Run:
     return replace(run, lr=chosen_rate(recorded.rows, run))
 
 
+def best_rate_ratio(ours: Run, theirs: Run) -> Callable[[Recorded], Difference]:
+    """Our best learning rate over theirs. The bounds come from the ladder, not from seeds: a best
+    rate lies somewhere between its neighbours, which were tried and are worse."""
+
+    def bracket(recorded: Recorded, run: Run) -> list[float]:
+        best = tuned(recorded, run).lr
+        tried = sorted(tried_rates(recorded.rows, run))
+        at = tried.index(best)
+        if at in (0, len(tried) - 1):
+            raise not_recorded(0)  # still to be tried further out
+        return tried[at - 1 : at + 2]
+
+    def measure(recorded: Recorded) -> Difference:
+        a, b = bracket(recorded, ours), bracket(recorded, theirs)
+        return Difference(a[1] / b[1], a[0] / b[2], a[2] / b[0])
+
+    return measure
+
+
 def cyrillic_difference(rate: str) -> Callable[[Recorded], Difference]:
     """Cyrillic bits of LoRA r = 8 minus full fine-tuning's, where both have learned as much
     Georgian as every recorded run has."""
@@ -464,32 +483,31 @@ SAYINGS = (
     ),
     Saying(
         HOW,
-        "With α fixed, one learning rate serves every rank",
+        "With α fixed, the best learning rate does not depend on the rank",
         "Schulman et al. 2025",
-        "the best rate moves less than a factor of two from r = 4 to 512; lower at r = 1",
-        tuple(
-            compared(
-                f"r = {r}, α = 16 at the rate of r = 8, minus r = {r} at its own",
-                ("alpha-rules", f"α = 16, r = {r}"),
-                ("rank", f"r = {r}"),
-                NOT_WORSE,
-            )
-            for r in (2, 32)
+        "it moves less than a factor of two from r = 4 to 512; lower at r = 1",
+        (
+            Measure(
+                "α = 16, best rate at r = 64 over that at r = 8 (bounds: the neighbours tried)",
+                best_rate_ratio(lora(64, alpha=16.0), lora(8, alpha=16.0)),
+                about(1, "1"),
+            ),
         ),
+        "Rates were tried on a ladder of 1, 2, 5, which hardly resolves a factor of two",
     ),
     Saying(
         HOW,
-        "Set α = 2r whatever the rank",
+        "Set α = 2r, and a learning rate will do for any rank",
         "Biderman et al. 2024, Fig. S3; the default of TRL",
         "at r = 256, α = 512 was better than 256 and 32 at every rate",
         tuple(
             compared(
-                f"r = {r} at the rate of r = 8, α = 2r minus α = 16",
-                ("alpha-rules", f"α = 2r, r = {r}"),
-                ("alpha-rules", f"α = 16, r = {r}"),
+                f"r = {r} at the rate of r = 8, minus r = {r} at its own",
+                ("one-rate", f"r = {r}, 0.01"),
+                ("rank", f"r = {r}"),
                 NOT_WORSE,
             )
-            for r in (2, 32)
+            for r in (2, 64)
         ),
     ),
     Saying(
@@ -499,13 +517,13 @@ SAYINGS = (
         "proves that only a scaling of order 1 / √r stays stable as the rank grows",
         (
             compared(
-                "r = 64, α / √r minus α / r, each at its own rate",
+                "r = 64, α = 16, α / √r minus α / r, each at its own rate",
                 ("rslora", "α / √r"),
                 ("rslora", "α / r"),
                 BETTER,
             ),
         ),
-        "r = 64 is not high; the proof is about large ranks",
+        "At α = 16, α / √r is 2, just what α = 2r gives. The proof is about ranks without bound",
     ),
     Saying(
         HOW,
@@ -535,7 +553,8 @@ SAYINGS = (
             ),
             Measure("at half the rate", cyrillic_difference("half"), FEWER_BITS),
         ),
-        "Here the old answer has to go: the prompt that gave Cyrillic must now give Georgian",
+        "Here the prompt that gave Cyrillic must now give Georgian: the old answer has to go, which is "
+        "harsher than what the sources measure",
     ),
     Saying(
         WHAT,
