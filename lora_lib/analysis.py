@@ -127,9 +127,22 @@ def subspace_similarity(a: Tensor, b: Tensor) -> float:
     return ((a.T @ b).square().sum() / min(a.shape[1], b.shape[1])).item()
 
 
+def nearest_cosines(before: Tensor, after: Tensor, k: int = 10) -> Tensor:
+    """(k,): for each of the k strongest left singular vectors of `after`, its largest |cosine| with
+    one of `before` (the sign of a singular vector is arbitrary)."""
+    old, new = (torch.linalg.svd(m.detach().double())[0] for m in (before, after))
+    return (old.T @ new[:, :k]).abs().max(dim=0).values
+
+
+def nearest_cosines_by_chance(width: int, count: int = 2000, seed: int = 0) -> Tensor:
+    """(count,): the same for directions drawn at random in `width` dimensions, the null of the
+    intruder test. Every orthonormal basis gives the same distribution; this is the standard one."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(count, width, generator=generator)
+    return vectors.abs().max(dim=1).values / vectors.norm(dim=1)
+
+
 def intruder_dimensions(before: Tensor, after: Tensor, k: int = 10, epsilon: float = 0.3) -> int:
     """How many of the k strongest left singular vectors of `after` have a cosine below `epsilon`
     with every one of `before` (Shuttleworth et al. 2024, arXiv 2410.21228)."""
-    old, new = (torch.linalg.svd(m.detach().double())[0] for m in (before, after))
-    nearest = (old.T @ new[:, :k]).abs().max(dim=0).values
-    return int((nearest < epsilon).sum())
+    return int((nearest_cosines(before, after, k) < epsilon).sum())

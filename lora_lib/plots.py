@@ -92,6 +92,26 @@ def bars_with_spread(
     ax.grid(axis="x", visible=False)
 
 
+def seeds_and_intervals(
+    scores: Mapping[str, Sequence[float]], intervals: Mapping[str, tuple], xlabel: str
+):
+    """A line for every name: each seed's score as a point, their mean and its 95 % interval, given
+    as (mean, low, high)."""
+    fig, ax = figure(1, width=11, height=1.3 + 0.36 * len(scores))
+    for y, (name, values) in enumerate(scores.items()):
+        middle, low, high = intervals[name]
+        points, bar = ("one seed", "mean and 95 % interval") if y == 0 else ("", "")
+        ax.plot(values, [y - 0.16] * len(values), "o", color=SKY, ms=5, label=points)
+        ax.plot([low, high], [y + 0.16] * 2, color=BLACK, label=bar)
+        ax.plot(middle, y + 0.16, "|", color=BLACK, ms=11, mew=2.2)
+    ax.set_yticks(range(len(scores)), scores)
+    ax.invert_yaxis()
+    ax.set_xlabel(xlabel)
+    fig.legend(loc="outside lower right", ncols=2)
+    mark_recorded(ax)
+    return fig
+
+
 # --- 01: rank ------------------------------------------------------------------------------------
 
 

@@ -204,8 +204,7 @@ def _diagnose_trainable(
         name.startswith("blocks.0.norm") for name in trainable
     ):
         raise Wrong(
-            '"header" trains, though "head" was named: match the whole path, or its end after a '
-            "dot"
+            '"header" trains, though "head" was named: match the whole path, or its end after a dot'
         )
     if any(name.startswith("flora.") for name in trainable) and not any(
         name.startswith("blocks.0.norm") for name in trainable

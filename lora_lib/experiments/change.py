@@ -8,6 +8,7 @@ in place of Adam. Minutes on a GPU, an hour on two CPU cores.
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import mean
 
 from lora_lib.analysis import k90, noise_like, singular_values, weight_changes, with_changes_cut
 from lora_lib.data import BASE_SCRIPT
@@ -50,6 +51,12 @@ def load_changes(path: Path = RESULTS, **factors) -> list[dict]:
     each (see `measure`; JSON makes the ranks of `cut` strings)."""
     runs = json.loads(path.read_text("utf-8"))["runs"]
     return [run for run in runs if all(run[name] == value for name, value in factors.items())]
+
+
+def attention_k90(run: dict, of: str = "k90") -> float:
+    """Mean k90 of the square attention matrices of one recorded run; of="k90_of_noise" for the
+    noise of equal norm beside them."""
+    return mean(k for path, k in run[of].items() if ".attention." in path)
 
 
 def main() -> None:

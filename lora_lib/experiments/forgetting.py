@@ -65,6 +65,18 @@ def cyrillic_bits_at(track: list[list[float]], georgian_bits: float) -> float:
     raise ValueError(f"this run never reached {georgian_bits} bits on Georgian")
 
 
+def reached_by_all(runs: list[dict]) -> float:
+    """The lowest Georgian bits that every one of the runs reached: where they can be compared."""
+    return max(min(georgian for _, georgian, _ in run["track"]) for run in runs)
+
+
+def cyrillic_bits(runs: list[dict], name: str, rate: str, georgian_bits: float) -> list[float]:
+    """Cyrillic bits of one method at `georgian_bits`, one value a seed, in the order of seeds."""
+    found = [run for run in runs if (run["name"], run["rate"]) == (name, rate)]
+    found.sort(key=lambda run: run["seed"])
+    return [cyrillic_bits_at(run["track"], georgian_bits) for run in found]
+
+
 def load_forgetting(path: Path = RESULTS) -> list[dict]:
     """The recorded runs (see `measure`); `name` and `rate` ("chosen" or "half") say which."""
     return json.loads(path.read_text("utf-8"))["runs"]

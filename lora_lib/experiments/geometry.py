@@ -7,9 +7,11 @@ on two CPU cores.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -168,6 +170,16 @@ def measure(
 def load_geometry(path: Path = RESULTS) -> dict:
     """The recorded measurements (see `measure`)."""
     return json.loads(path.read_text("utf-8"))
+
+
+def mean_phi(measured: dict, pair: str, side: str, matrix: str, i: int, j: int) -> list[float]:
+    """φ(i, j) of one pair of runs, averaged over the layers: one value a seed."""
+    at_i, at_j = COUNTS.index(i), COUNTS.index(j)
+    by_seed = defaultdict(list)
+    for found in measured["similarity"]:
+        if (found["pair"], found["side"]) == (pair, side) and found["path"].endswith(matrix):
+            by_seed[found["seed"]].append(found["phi"][at_i][at_j])
+    return [mean(by_seed[seed]) for seed in sorted(by_seed)]
 
 
 def main() -> None:

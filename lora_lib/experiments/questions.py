@@ -4,6 +4,7 @@ A question names what is compared (its levels), the score, how many seeds, and t
 which a difference is not worth a word. Written down before the runs were made.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from scipy import stats
 
 from lora_lib.data import SCRIPTS
-from lora_lib.experiments.runs import CENTRE, Run, chosen_rate, rows_of
+from lora_lib.experiments.runs import CENTRE, Run, chosen_rate, rows_of, tried_rates
 
 SEEDS = range(5)
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -37,10 +38,19 @@ class Question:
         lr = run.lr or chosen_rate(rows, run)
         return [replace(run, lr=lr, seed=seed) for seed in SEEDS]
 
-    def scores(self, label: str, rows: list[dict]) -> list[float]:
-        """The test score of every seed of one level."""
+    def by_seed(self, label: str, rows: list[dict], score: str = "") -> dict[int, float]:
+        """Seed → test score (the question's unless another is named), for the seeds of one level
+        that are recorded; may be empty."""
+        run, score = self.levels[label], score or self.score
+        if not (run.lr or tried_rates(rows, run)):
+            return {}
         found = rows_of(rows, self.runs(label, rows)[0])
-        return [row["test"][self.score] for row in found]
+        diverged = math.inf if score == "bits" else 0.0  # it gets nothing right
+        return {row["seed"]: row["test"][score] if row["test"] else diverged for row in found}
+
+    def scores(self, label: str, rows: list[dict]) -> list[float]:
+        """The test score of every recorded seed of one level."""
+        return list(self.by_seed(label, rows).values())
 
 
 def lora(rank: int = 8, **factors) -> Run:
@@ -167,8 +177,8 @@ QUESTIONS = {
 
 
 class Difference(NamedTuple):
-    """A mean difference, and the interval that would hold the true one in 95 of 100 such
-    experiments."""
+    """A mean (of differences, where two settings are compared), and the interval that would hold
+    the true one in 95 of 100 such experiments."""
 
     mean: float
     low: float
@@ -183,6 +193,32 @@ class Difference(NamedTuple):
             return "lower"
         return "level" if max(-self.low, self.high) <= threshold else "can't tell"
 
+    def __str__(self) -> str:
+        if self.low == self.high:  # without spread
+            return number(self.mean)
+        return f"{number(self.mean)} ({number(self.low)} to {number(self.high)})"
+
+
+def number(value: float) -> str:
+    """Three digits and a minus sign that cannot be taken for a dash."""
+    return f"{value:.3g}".replace("-", "−")
+
+
+def mean_interval(values: Sequence[float]) -> Difference:
+    """The mean of one value a seed, with Student's 95 % interval.
+
+    Raises ValueError for fewer than two values: one says nothing about the spread.
+    """
+    if len(values) < 2:
+        raise ValueError(
+            f"an interval needs the spread of two or more seeds; {len(values)} given: {values}"
+        )
+    middle, error = mean(values), stats.sem(values)
+    if error == 0:
+        return Difference(middle, middle, middle)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=middle, scale=error)
+    return Difference(middle, float(low), float(high))
+
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """Ours minus theirs, seed by seed, with Student's 95 % interval for the mean.
@@ -194,9 +230,4 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
             f"{len(ours)} and {len(theirs)} scores were given; pairs of seeds are compared, so "
             "give two or more of each, in the same order"
         )
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    middle, error = mean(differences), stats.sem(differences)
-    if error == 0:
-        return Difference(middle, middle, middle)
-    low, high = stats.t.interval(0.95, len(differences) - 1, loc=middle, scale=error)
-    return Difference(middle, float(low), float(high))
+    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
