@@ -5,7 +5,7 @@ A frozen weight W (d_out × d_in) gets a trainable change of rank at most r,
     h = W x + s · B A x,    A (r × d_in) random,  B (d_out × r) zero,  s = alpha / r,
 
 so that training starts exactly at the base model (§4.1). Reading order: the layer; putting it into
-a model and taking it out again; merging.
+a model and taking it out again; merging; what is refused, and why.
 """
 
 import math
