@@ -38,6 +38,7 @@ from lora_lib.experiments.contestants import (
     LORA,
     Case,
     Contestant,
+    Disagreement,
     build,
     differences,
     entrants,
@@ -184,7 +185,7 @@ def measure(case: Case, device: torch.device, seconds: float, at_least: int = 9)
 
     They take turns for so many seconds, and at least so many rounds.
 
-    Raises AssertionError if two of them do not compute the same.
+    Raises Disagreement if two of them do not compute the same.
     """
     base, run = build(case, device), forward_pass(case, device)
     ready: dict[str, Contestant] = {}
@@ -202,7 +203,7 @@ def measure(case: Case, device: torch.device, seconds: float, at_least: int = 9)
                     facts["differences"] = differences(contestant, reference)
             facts |= _sizes(contestant, device)
             ready[name], measured[name] = contestant, facts
-        except AssertionError:
+        except Disagreement:
             raise
         except Exception as error:  # out of memory, not installed: the others still take their turn
             failed[name] = repr(error)[:200]

@@ -337,13 +337,18 @@ def relative_difference(values: list[Tensor], references: list[Tensor]) -> float
     return (difference / sum(r.float().square().sum() for r in references)).sqrt().item()
 
 
+class Disagreement(AssertionError):
+    """Two contestants do not compute the same, so their times are not to be compared."""
+
+
 def differences(contestant: Contestant, reference: tuple[Tensor, dict]) -> dict[str, float]:
     """How far the output, and the gradients of all factors, are from the reference's.
 
-    Raises AssertionError if that is more than rounding.
+    Raises Disagreement if that is more than rounding.
     """
     output, gradients = contestant.outputs_and_gradients()
-    assert gradients.keys() == reference[1].keys(), "other layers are adapted"
+    if gradients.keys() != reference[1].keys():
+        raise Disagreement(f"other layers are adapted: {gradients.keys() ^ reference[1].keys()}")
     found = {
         "output": relative_difference([output], [reference[0]]),
         "gradients": relative_difference(
@@ -351,5 +356,6 @@ def differences(contestant: Contestant, reference: tuple[Tensor, dict]) -> dict[
         ),
     }
     limit = TOLERANCE[contestant.case.dtype]
-    assert all(value <= limit for value in found.values()), (contestant.case, found, limit)
+    if any(value > limit for value in found.values()):
+        raise Disagreement(f"{found}, at most {limit} is rounding: {contestant.case}")
     return found
