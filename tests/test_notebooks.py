@@ -9,7 +9,8 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
 SEVEN = sorted((ROOT / "notebooks").glob("0*.ipynb"))
-ALL = SEVEN + sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+OTHERS = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("quiz_before", "transfer")]
+ALL = SEVEN + OTHERS + sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 
 by_name = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 
