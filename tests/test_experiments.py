@@ -140,7 +140,7 @@ def imagined(run):
 
 
 def test_the_plan_tunes_first_then_does_every_seed_and_ends():
-    questions = [QUESTIONS[name] for name in ("rank", "one-rate")]
+    questions = [QUESTIONS[name] for name in ("rank", "targets")]
     rows = []
     first = list(plan(rows, questions))
     assert {run.seed for run in first} == {0}

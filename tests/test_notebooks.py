@@ -9,8 +9,9 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
 SEVEN = sorted((ROOT / "notebooks").glob("0*.ipynb"))
-ALL = [*SEVEN, *sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb")),
-       *sorted((ROOT / "notebooks" / "going_deeper").glob("*.ipynb"))]  # fmt: skip
+OTHERS = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("quiz_before", "transfer")]
+FOLDERS = [ROOT / "notebooks" / name for name in ("solutions", "going_deeper")]
+ALL = SEVEN + OTHERS + [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))]
 
 by_name = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 

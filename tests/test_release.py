@@ -178,4 +178,5 @@ def test_everything_in_it_is_graded_by_a_hidden_test(source):
 def test_it_tells_nothing_of_the_reasoning(source):
     text = nbformat.writes(source)
     assert "**Solution.**" not in text and "claim(" not in text
+    assert "ipynb)" not in text, "a link to a notebook that is not handed out with it"
     assert not any(cell.get("outputs") for cell in source.cells)

@@ -36,7 +36,7 @@ class Exercise:
         try:
             mistake = self.judge(answer)
         except NotImplementedError:
-            print(f"Not attempted yet. {self.to_do}")
+            say(f"Not attempted yet. {self.to_do}")
             return
         progress.record_attempt(self.name, mistake)
         if mistake and strict():

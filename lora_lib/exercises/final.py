@@ -92,7 +92,8 @@ lora_on = Exercise(
     why="The choice of targets is one argument; what it is worth is a measurement.",
     hints=[
         "Three steps: a fresh base, LoRA on the named layers, everything else frozen.",
-        "add_lora_to_model(model, rank, alpha, names), with alpha = 2 * rank.",
+        "add_lora_to_model(model, rank, alpha, names), with alpha = 2 * rank, changes the model in "
+        "place.",
         "After freeze_non_lora_params(model), count_parameters(model, only_trainable=True).",
     ],
 )
@@ -190,8 +191,8 @@ rank_for_budget = Exercise(
 
 conclude_budget = Choice(
     "07 conclude_budget",
-    question="All layers at rank 8, feed-forward at rank 15, attention at rank 19, W_q and W_v at "
-    "rank 38: about one budget. Which conclusion do the recorded results support?",
+    question="One budget, spent in four ways: at rank 8 on all layers, and at higher ranks on "
+    "fewer of them. Which conclusion do the recorded results support?",
     options={
         "a": "A higher rank on fewer layers is the better use of a budget: rank is what learns.",
         "b": "Feed-forward layers matter more than attention, in this model and in others.",
