@@ -553,7 +553,7 @@ SAYINGS = (
             ),
             Measure("at half the rate", cyrillic_difference("half"), FEWER_BITS),
         ),
-        "Here the prompt that gave Cyrillic must now give Georgian: the old answer has to go, which is "
+        "The prompt that gave Cyrillic must now give Georgian: the old answer has to go, which is "
         "harsher than what the sources measure",
     ),
     Saying(
