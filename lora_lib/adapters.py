@@ -24,7 +24,7 @@ from lora_lib.lora import (
     _matches,
     _names,
     _require_config,
-    _saved_paths,
+    _saved_in_peft,
     add_lora_to_model,
     freeze_non_lora_params,
     lora_layers,
@@ -66,10 +66,7 @@ def save_adapter(model: nn.Module, directory: Path | str) -> Path:
     Raises ValueError if the model has no LoRA layers.
     """
     config = json.dumps(_peft_config(model), indent=2) + "\n"
-    tensors = {
-        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, tensor in _adapter_tensors(model).items()
-    }
+    tensors = {key: t.detach().cpu().contiguous() for key, t in _adapter_tensors(model).items()}
     weights = save(tensors, {"format": "pt", CONFIG_FILE: config})
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -118,7 +115,7 @@ def _adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, LoRALinear):
             tensors[f"{_PREFIX}{path}.lora_A.weight"] = module.lora_A
             tensors[f"{_PREFIX}{path}.lora_B.weight"] = module.lora_B
-    for path in _saved_paths(inner, _require_config(model).modules_to_save):
+    for path in _saved_in_peft(inner, _require_config(model).modules_to_save):
         for name, tensor in inner.get_submodule(path).state_dict(keep_vars=True).items():
             tensors[f"{_PREFIX}{path}.{name}"] = tensor
     return tensors
@@ -164,7 +161,12 @@ def load_adapter(model: nn.Module, directory: Path | str, trainable: bool = Fals
     except (TypeError, ValueError, re.error) as error:
         problems.append(str(error))
     if problems:
-        if fresh and any(lora_layers(model)):
+        if not fresh:
+            problems.append(
+                "the model has LoRA layers already: to give it others, call "
+                "unload_lora(model, merge=False) first"
+            )
+        elif any(lora_layers(model)):
             unload_lora(model, merge=False)
         raise ValueError(f"{directory} does not fit this model: " + "; ".join(problems))
     with torch.no_grad():
@@ -233,7 +235,6 @@ def _settings(stored: dict, model: nn.Module) -> dict:
     targets = stored.get("target_modules")
     if isinstance(targets, str) and targets != "all-linear":
         targets = re.compile(targets)
-    # PEFT writes every usual name of a head, and takes all paths that end in one.
     names = _names(stored.get("modules_to_save") or (), "modules_to_save")
     return {
         "rank": stored.get("r"),
@@ -241,14 +242,14 @@ def _settings(stored: dict, model: nn.Module) -> dict:
         "dropout": stored.get("lora_dropout", 0.0),
         "use_rslora": stored.get("use_rslora", False),
         "target_modules": targets,
-        "modules_to_save": [p for p, _ in _inner(model).named_modules() if p.endswith(names)],
+        # As paths: PEFT writes all the usual names of a head, of which the model has one.
+        "modules_to_save": _saved_in_peft(_inner(model), names),
     }
 
 
 def _differences(config: LoRAConfig, settings: dict) -> list[str]:
     return [
-        f"{name} is {settings[name]!r}, but {getattr(config, name)!r} on the model: call "
-        "unload_lora(model, merge=False) first"
+        f"{name} is {settings[name]!r}, but {getattr(config, name)!r} on the model"
         for name in ("rank", "alpha", "dropout", "use_rslora")
         if settings[name] != getattr(config, name)
     ]

@@ -5,7 +5,7 @@ A frozen weight W (d_out × d_in) gets a trainable change of rank at most r,
     h = W x + s · B A x,    A (r × d_in) random,  B (d_out × r) zero,  s = alpha / r,
 
 so that training starts exactly at the base model (§4.1). Reading order: the layer; putting it into
-a model and taking it out again; merging.
+a model and taking it out again; merging; what is refused, and why.
 """
 
 import math
@@ -183,7 +183,7 @@ def add_lora_to_model(
     inner = _inner(model)
     paths = _target_paths(inner, config)
     _check_saved(inner, saved)
-    _check_targets(inner, target_modules, paths)
+    _check_targets(inner, config, paths)
     inner.lora_config = config
     inner._requires_grad_before_lora = {n: p.requires_grad for n, p in inner.named_parameters()}
     layers = []
@@ -228,7 +228,13 @@ def _saved_paths(model: nn.Module, names: tuple[str, ...]) -> list[str]:
     return [path for path, _ in model.named_modules() if any(_matches(path, n) for n in names)]
 
 
+def _saved_in_peft(model: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """PEFT asks for no dot before the name of a module to save: "head" is "subhead" as well."""
+    return [path for path, _ in model.named_modules() if path.endswith(names)]
+
+
 def lora_layers(model: nn.Module) -> Iterator[LoRALinear]:
+    """In the order of `named_modules`. Raises TypeError if `model` is not an nn.Module."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is a {type(model).__name__}, not an nn.Module; note that add_lora_to_model "
@@ -348,8 +354,9 @@ def _names(names: Iterable[str], argument: str, otherwise: str = "") -> tuple[st
     raise ValueError(f"{argument} is {names!r}; give a list of names, such as {example}{otherwise}")
 
 
-def _check_targets(model: nn.Module, targets: object, paths: list[str]) -> None:
+def _check_targets(model: nn.Module, config: LoRAConfig, paths: list[str]) -> None:
     modules, places = dict(model.named_modules()), _places(model, "_modules")
+    targets, saved = config.target_modules, _saved_in_peft(model, config.modules_to_save)
     names = targets if isinstance(targets, tuple) else ()
     missing = [name for name in names if not any(_matches(path, name) for path in modules)]
     linear = _listing([path for path, module in modules.items() if path and _is_linear(module)])
@@ -370,6 +377,11 @@ def _check_targets(model: nn.Module, targets: object, paths: list[str]) -> None:
             raise ValueError(
                 f"target {path!r} is one module in several places, and LoRA would reach only this "
                 "one; give every place a module of its own"
+            )
+        if _inside(path, saved):
+            raise ValueError(
+                f"PEFT would take modules_to_save {config.modules_to_save} for the target {path!r} "
+                "too; put its whole name there as well, or do not target it"
             )
         _check_not_read_behind_its_back(modules, path)
 
@@ -392,9 +404,6 @@ def _check_saved(model: nn.Module, names: tuple[str, ...]) -> None:
     if missing:
         children = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"modules_to_save {missing} match no module; at the top are: {children}")
-    taken = [path for path, _ in model.named_modules() if path.endswith(names)]
-    if taken != paths:  # PEFT asks for no dot before the name, so "head" is "subhead" too
-        raise ValueError(f"PEFT would take modules_to_save {names} for all of {taken}; name them")
     for path in paths:
         if any(places[id(p)] > 1 for p in model.get_submodule(path).parameters()):
             raise ValueError(

@@ -294,3 +294,51 @@ def parameters_by_target(counts: Mapping[tuple[str, int], int], total: int):
     ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.legend(loc="upper left")
     return fig
+
+
+# --- going deeper: speed -------------------------------------------------------------------------
+
+CONTESTANTS = {
+    "lora_lib": LORA,
+    "lora_lib, fused": SKY,
+    "PEFT": ORANGE,
+    "PEFT without casts": PURPLE,
+    "loralib": GREEN,
+    "full": FULL,
+    "frozen": GREY,
+}
+
+
+def step_times(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    widths: Sequence[int],
+    decoder: Mapping[str, tuple[float, float]],
+):
+    """Step times over full fine-tuning's, against the width: `panels` gives {contestant: ratios} by
+    title. And the step of a large decoder, {contestant: (milliseconds, GB at the peak)}, as bars.
+    """
+    fig, axes = figure(len(panels) + 1, width=13.5, height=4.8)
+    for ax, (title, ratios) in zip(axes[:-1], panels.items(), strict=True):
+        for name, values in ratios.items():
+            order = 3 if name == "lora_lib" else 2  # where lines coincide, the course's own is seen
+            ax.plot(widths, values, "o-", color=CONTESTANTS[name], label=name, zorder=order)
+        ax.axhline(1, color=FULL, lw=1.4, label="full")
+        ax.axhline(2 / 3, color=BLACK, lw=1.4, ls=":", label="2/3 of full: the floor in FLOPs")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(widths, map(str, widths))
+        ax.set(title=title, xlabel="width of the layers", ylim=(0, None))
+    axes[0].set_ylabel("step time, full fine-tuning = 1")
+    bars = axes[-1].barh(
+        list(decoder),
+        [ms for ms, _ in decoder.values()],
+        color=[CONTESTANTS[name] for name in decoder],
+    )
+    labels = [f"{ms:.0f} ms, {gb:.0f} GB" for ms, gb in decoder.values()]
+    axes[-1].bar_label(bars, labels, padding=3, fontsize=11)
+    longest = max(ms for ms, _ in decoder.values())
+    axes[-1].set(title="Decoder, 4096 wide", xticks=[], xlim=(0, 1.6 * longest))
+    axes[-1].invert_yaxis()
+    handles, names = axes[0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside lower center", ncols=4)
+    mark_recorded(axes[-1])
+    return fig

@@ -97,6 +97,14 @@ def test_a_merged_model_saves_its_factors(saved, tmp_path, ids):
     assert all(torch.equal(tensors[key], expected[key]) for key in expected)
 
 
+def test_tensors_that_are_not_contiguous_are_saved(saved):
+    model, directory = saved
+    model.classifier.weight = nn.Parameter(torch.randn(24, 3).T)
+    next(lora_layers(model)).lora_A.data = torch.randn(24, 4).T
+    loaded = load_adapter(new_model(), save_adapter(model, directory)).state_dict()
+    assert all(torch.equal(loaded[name], t) for name, t in model.state_dict().items())
+
+
 def test_a_loaded_adapter_is_frozen(saved):
     loaded = load_adapter(new_model(), saved[1])
     assert not any(p.requires_grad for p in loaded.parameters())

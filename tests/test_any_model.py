@@ -23,7 +23,8 @@ from lora_lib.lora import (
 
 # model → how many nn.Linear it has
 LAYERS = {"bert": 14, "distilbert": 14, "llama": 15, "tied_llama": 15, "vit": 13, "nested": 2,
-          "parent": 1, "ambiguous": 2, "convolutional": 1, "shared_block": 1}  # fmt: skip
+          "parent": 1, "ambiguous": 2, "odd_names": 2, "convolutional": 1,
+          "shared_block": 1}  # fmt: skip
 TIED = ("tied_llama",)
 
 every_model = pytest.mark.parametrize("name", LAYERS)
@@ -271,16 +272,17 @@ def test_a_computed_weight_is_adapted_but_not_merged(refuses, set_factors, distu
 
 def test_a_quantised_weight_is_adapted_but_not_merged(refuses):
     class Int8Linear(nn.Linear):
-        """As quantising libraries make them: an nn.Linear by name, with integers inside."""
+        """As quantising libraries make them: an nn.Linear by name, integers inside."""
 
         def __init__(self, linear):
             super().__init__(linear.in_features, linear.out_features)
             self.scale = linear.weight.detach().abs().max() / 127
             integers = (linear.weight / self.scale).round().to(torch.int8)
-            self.weight = nn.Parameter(integers, requires_grad=False)
+            self.weight = nn.Parameter(integers.flatten(), requires_grad=False)
 
         def forward(self, x):
-            return nn.functional.linear(x, self.weight * self.scale, self.bias)
+            weight = self.weight.view(self.out_features, self.in_features) * self.scale
+            return nn.functional.linear(x, weight, self.bias)
 
     model = nn.Sequential(Int8Linear(nn.Linear(6, 4)))
     x = example(model)

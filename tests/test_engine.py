@@ -1,10 +1,16 @@
 """How an exercise answers, whatever it is given."""
 
+import random
+import subprocess
+import sys
+
+import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
+from nbclient import NotebookClient
 
-from lora_lib.exercises import rank
+from lora_lib.exercises import engine, rank
 from lora_lib.exercises.engine import Choice, Exercise, Wrong
 
 
@@ -25,7 +31,13 @@ def is_double_of_three(answer):
 
 @pytest.fixture
 def exercise():
-    return Exercise(is_double_of_three, why="Because.", hints=["first", "second", "third"])
+    return Exercise(
+        "09 double",
+        is_double_of_three,
+        contract="double(x) returns a number.",
+        why="Because.",
+        hints=["first", "second", "third"],
+    )
 
 
 def unfinished(x):
@@ -56,7 +68,8 @@ def test_a_wrong_answer_says_what_is_wrong(exercise, capsys):
 def test_what_was_not_attempted_is_no_mistake(exercise, answer, capsys):
     exercise(answer)
     exercise()
-    assert capsys.readouterr().out.count("Not attempted yet.") == 2
+    message = "Not attempted yet. Fill in the blank and run the cell again; exercises.double.hint()"
+    assert capsys.readouterr().out.count(message) == 2
 
 
 def test_the_learners_exception_is_shown_short_with_its_line(exercise, capsys):
@@ -74,11 +87,89 @@ def test_an_exception_inside_torch_is_shown_with_the_learners_line(exercise, cap
     assert out.endswith(" at: return F.layer_norm(one, [x])\n")
 
 
-@pytest.mark.parametrize("answer", ["a string", 3, lambda: 6, lambda values: values])
-def test_an_answer_of_the_wrong_kind_shows_no_line_of_the_check(answer, capsys):
+def test_a_long_message_of_an_exception_is_cut(exercise, capsys):
+    def wordy(x):
+        raise ValueError("a\nsecond line" if x == 2 else 1000 * "much ")
+
+    exercise(wordy)
+    out = capsys.readouterr().out
+    assert "your code raised ValueError: much much" in out and len(out) < 350
+
+
+class Callable:
+    def __init__(self, argument):
+        self.value = 1 / (argument - 3)
+
+
+def test_the_line_is_found_in_a_class_as_well(exercise, capsys):
+    exercise(Callable)
+    assert capsys.readouterr().out.endswith(" at: self.value = 1 / (argument - 3)\n")
+
+
+@pytest.mark.parametrize("answer", ["a string", 3, torch.zeros(2)])
+def test_a_result_in_place_of_the_function_is_recognised(answer, capsys):
+    rank.k90(answer)
+    assert "not a function; pass the function itself, without calling it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answer", [lambda: 6, lambda values: values])
+def test_an_answer_of_the_wrong_kind_is_told_what_is_asked_for(answer, capsys):
     rank.k90(answer)
     out = capsys.readouterr().out
-    assert out.startswith("Not right yet: your code raised") and " at: " not in out
+    assert out.startswith("Not right yet: your answer could not be used (") and " at: " not in out
+    assert out.endswith(f"What is asked for: {rank.k90.contract}\n")
+
+
+def test_every_call_draws_anew_and_leaves_the_notebooks_numbers_alone(exercise):
+    drawn = []
+    exercise.test = lambda answer: drawn.append((torch.rand(1).item(), random.random()))
+    torch.manual_seed(3)
+    random.seed(3)
+    expected = torch.rand(2), [random.random() for _ in range(2)]
+    torch.manual_seed(3)
+    random.seed(3)
+    first = torch.rand(1), random.random()
+    exercise(len)
+    exercise(len)
+    assert torch.equal(torch.cat([first[0], torch.rand(1)]), expected[0])
+    assert [first[1], random.random()] == expected[1]
+    assert len(set(drawn)) == 2 and not set(drawn) & {(expected[0][0].item(), expected[1][0])}
+
+
+def test_a_seed_repeats_what_is_drawn(exercise, monkeypatch):
+    drawn = []
+    exercise.test = lambda answer: drawn.append((torch.rand(1).item(), random.random()))
+    monkeypatch.setattr(engine, "new_seed", lambda: 5)
+    exercise(len)
+    exercise(len)
+    assert len(set(drawn)) == 1
+
+
+def test_for_a_grade_only_a_right_answer_does_not_raise(exercise):
+    exercise.grade(lambda x: x + x)
+    for answer, message in [(None, "not attempted"), (unfinished, "not attempted")]:
+        with pytest.raises(AssertionError, match=message):
+            exercise.grade(answer)
+    with pytest.raises(AssertionError, match="twice 3 is 6"):
+        exercise.grade(lambda x: x)
+
+
+def test_in_a_notebook_the_learners_line_is_shown():
+    cells = [
+        "from lora_lib.exercises import rank as exercises\ndef helper(v):\n    return v / None",
+        "def mine(values):\n    return helper(values)  # my line\n\n\nexercises.k90(mine)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    text = " ".join(notebook.cells[1].outputs[0].text.split())
+    assert text.startswith("Not right yet: your code raised TypeError")
+    assert text.endswith("at: return helper(values) # my line")
+
+
+def test_the_library_does_not_import_the_exercises():
+    code = "import sys, lora_lib; print([m for m in sys.modules if 'lora_lib.exercises' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.usefixtures("strict")
@@ -109,6 +200,7 @@ def test_hints_come_one_by_one_and_the_last_repeats(exercise, capsys):
 
 def colour(misconceptions):
     return Choice(
+        "09 colour",
         question="Which colour is the sky?",
         options={"a": "green", "b": "blue", "c": "brown"},
         right="b",
@@ -120,7 +212,7 @@ def colour(misconceptions):
 def test_a_choice_shows_its_question_and_options_before_the_verdict(capsys):
     question = colour({"a": "that is grass.", "c": "that is soil."})
     for answer, verdict in {
-        None: "Not attempted yet. Fill in the blank and run the cell again; hint() helps.",
+        None: "Not attempted yet. Replace None by a letter and run the cell again.",
         "a": "Not right yet: that is grass.",
         "b": "Right. Short waves scatter more.",
         "c": "Not right yet: that is soil.",

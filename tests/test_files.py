@@ -165,9 +165,16 @@ def save_and_die(directory, rank, moment):
 def test_a_process_killed_at_any_moment_leaves_one_of_the_two_adapters(tmp_path):
     save_adapter(adapter(1.0), tmp_path)
     generator, found = random.Random(0), set()
+
+    def written():
+        return (tmp_path / WEIGHTS_FILE).stat().st_mtime_ns
+
     for _ in range(30):
+        before, give_up = written(), time.monotonic() + 30
         process = start(save_for_ever, tmp_path)
-        time.sleep(generator.uniform(0, 0.1))
+        while written() == before and time.monotonic() < give_up:
+            time.sleep(0.001)  # until it has begun
+        time.sleep(generator.uniform(0, 0.03))
         process.kill()
         process.join()
         found.add(value_in(tmp_path))

@@ -152,6 +152,7 @@ def test_dropout_acts_on_the_low_rank_path_only_and_in_training_only(set_factors
 
 
 def test_dropout_leaves_the_expected_output_unchanged(set_factors, x):
+    torch.manual_seed(0)
     layer = layer_with(set_factors, dropout=0.3).eval()
     expected = layer(x)
     layer.train()
@@ -278,11 +279,13 @@ def test_what_is_saved_whole_is_not_adapted_as_well(model, refuses):
     assert type(model.classifier) is nn.Linear
 
 
-def test_a_module_to_save_that_peft_would_find_twice_is_refused(refuses):
-    model = nn.ModuleDict({"x": nn.Linear(2, 2), "head": nn.Linear(2, 2), "subhead": nn.ReLU()})
-    with refuses(model, ValueError, "PEFT would take", "['head', 'subhead']"):
-        add_lora_to_model(model, target_modules=["x"], modules_to_save=["head"])
-    add_lora_to_model(model, target_modules=["x"], modules_to_save=["head", "subhead"])
+def test_only_the_module_that_was_named_is_trained_and_not_one_whose_name_ends_alike():
+    model = nn.ModuleDict(
+        {"x": nn.Linear(2, 2), "head": nn.Linear(2, 2), "subhead": nn.Linear(2, 2)}
+    )
+    add_lora_to_model(model, target_modules=["x"], modules_to_save=["head"])
+    freeze_non_lora_params(model)
+    assert trainable(model) == {"x.lora_A", "x.lora_B", "head.weight", "head.bias"}
 
 
 # --- freezing and counting -----------------------------------------------------------------------
@@ -482,6 +485,12 @@ def test_unloading_leaves_saved_modules_as_trained(model):
     add_lora_to_model(model, modules_to_save=["classifier"])
     nn.init.ones_(model.classifier.bias)
     assert unload_lora(model, merge=False).classifier.bias.sum() == 3
+
+
+def test_a_module_added_after_the_injection_keeps_its_requires_grad(adapted):
+    adapted.late = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False)])
+    unload_lora(adapted)
+    assert [p.requires_grad for p in adapted.late.parameters()] == [True, True, False, False]
 
 
 def test_an_unloaded_model_takes_lora_anew(adapted, ids):

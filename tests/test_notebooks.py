@@ -9,7 +9,8 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
 SEVEN = sorted((ROOT / "notebooks").glob("0*.ipynb"))
-ALL = SEVEN + sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+ALL = [*SEVEN, *sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb")),
+       *sorted((ROOT / "notebooks" / "going_deeper").glob("*.ipynb"))]  # fmt: skip
 
 by_name = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 

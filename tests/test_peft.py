@@ -167,7 +167,8 @@ def ours():
 
 
 MODELS = {"ours": ours, **{name: getattr(tiny_models, name) for name in (
-    "bert", "distilbert", "llama", "vit", "nested", "ambiguous", "convolutional")}}  # fmt: skip
+    "bert", "distilbert", "llama", "vit", "nested", "ambiguous", "odd_names", "convolutional"
+)}}  # fmt: skip
 CASES = [
     ("ours", dict(target_modules=("W_q", "W_v"))),
     ("ours", dict(target_modules=("W_q",), rank=4, alpha=12.0)),
@@ -183,6 +184,7 @@ CASES = [
     ("bert", dict(target_modules=("query", "value"), modules_to_save=("classifier",))),
     ("bert", dict(target_modules="all-linear")),
     ("bert", dict(target_modules="all-linear", modules_to_save=("classifier",))),
+    ("distilbert", dict(target_modules=("q_lin", "v_lin"), modules_to_save=("classifier",))),
     ("distilbert", dict(target_modules=("q_lin", "v_lin"),
                         modules_to_save=("classifier", "pre_classifier"))),
     ("llama", dict(target_modules=("q_proj", "v_proj"), rank=3, alpha=5.0)),
@@ -192,6 +194,7 @@ CASES = [
     ("vit", dict(target_modules="all-linear", modules_to_save=("classifier",))),
     ("nested", dict(target_modules=("deep.0.0", "in"))),
     ("ambiguous", dict(target_modules="all-linear")),
+    ("odd_names", dict(target_modules="all-linear")),
     ("ambiguous", dict(target_modules="all-linear", modules_to_save=("1.1",))),
     ("convolutional", dict(target_modules="all-linear", modules_to_save=("1", "2"))),
 ]  # fmt: skip

@@ -78,6 +78,23 @@ def ambiguous() -> nn.Module:
     )
 
 
+class OddNames(nn.Module):
+    """The names mean something in a regular expression, and "c++" is the end of another path."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleDict({"c++": nn.ReLU(), "[0-9]": nn.Linear(6, 8)})
+        self.add_module("c++", nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.parts["c++"](self.parts["[0-9]"](x))
+        return getattr(self, "c++")(x)
+
+
+def odd_names() -> nn.Module:
+    return _seeded(OddNames)
+
+
 def convolutional() -> nn.Module:
     return _seeded(
         lambda: nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2),

@@ -1,8 +1,14 @@
 """How an exercise answers: not attempted, wrong and why, or right and why it matters."""
 
+import inspect
+import random
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+import torch
+
+from lora_lib.exercises import progress
 from lora_lib.notebook import say, strict
 
 
@@ -11,30 +17,58 @@ class Wrong(Exception):
 
 
 class Exercise:
-    """Call it with your answer. It never raises (but in the course's own tests, if you are wrong).
+    """Call it with your function. It never raises (only in the course's own tests, if it is wrong).
 
-    `test` gets the answer and raises Wrong; an answer of None, or NotImplementedError from the
-    learner's function, means that it was not attempted.
+    `name` is the notebook's number and the exercise's name, as in "01 k90". `test` gets the
+    function, tries it on numbers drawn anew at every call, and raises Wrong; an answer of None, or
+    NotImplementedError from the function, means that it was not attempted. `contract` says what
+    the function takes and returns, for whoever returns something that the test cannot use.
     """
 
-    def __init__(self, test: Callable, why: str, hints: Sequence[str]):
-        self.test, self.why, self.hints = test, why, hints
+    def __init__(self, name: str, test: Callable, *, contract: str, why: str, hints: Sequence[str]):
+        self.name, self.test, self.contract, self.why, self.hints = name, test, contract, why, hints
+        self.to_do = (
+            f"Fill in the blank and run the cell again; exercises.{name.split()[1]}.hint() helps."
+        )
         self._hints_given = 0
 
     def __call__(self, answer=None) -> None:
         try:
-            if answer is None:
-                raise NotImplementedError
-            self.test(answer)
+            mistake = self.judge(answer)
         except NotImplementedError:
-            print("Not attempted yet. Fill in the blank and run the cell again; hint() helps.")
+            print(f"Not attempted yet. {self.to_do}")
+            return
+        progress.record_attempt(self.name, mistake)
+        if mistake and strict():
+            raise AssertionError(mistake)
+        say(f"Not right yet: {mistake}" if mistake else f"Right. {self.why}")
+
+    def judge(self, answer) -> str | None:
+        """What is wrong with the answer, or None if it is right.
+
+        Raises NotImplementedError if it was not attempted.
+        """
+        if answer is None:
+            raise NotImplementedError
+        try:
+            with fresh_numbers():
+                self._test(answer)
+        except NotImplementedError:
+            raise
         except Wrong as wrong:
-            self._say_wrong(str(wrong))
+            return str(wrong)
         except Exception as error:
-            line = _line_of(answer, error)
-            self._say_wrong(f"your code raised {type(error).__name__}: {error}{line}")
-        else:
-            say(f"Right. {self.why}")
+            return self._explain(answer, error)
+        return None
+
+    def grade(self, answer) -> None:
+        """For grading a class: raises AssertionError, with the message, unless it is right."""
+        try:
+            mistake = self.judge(answer)
+        except NotImplementedError:
+            mistake = "not attempted"
+        if mistake:
+            raise AssertionError(mistake)
 
     def hint(self) -> None:
         """One hint more with every call."""
@@ -42,40 +76,75 @@ class Exercise:
         self._hints_given += 1
         say(f"Hint {number + 1} of {len(self.hints)}: {self.hints[number]}")
 
-    @staticmethod
-    def _say_wrong(message: str) -> None:
-        if strict():
-            raise AssertionError(message)
-        say(f"Not right yet: {message}")
+    def _test(self, answer) -> None:
+        if not callable(answer):
+            raise Wrong(
+                f"this is a value ({type(answer).__name__}), not a function; pass the function "
+                "itself, without calling it"
+            )
+        self.test(answer)
+
+    def _explain(self, answer: Callable, error: Exception) -> str:
+        short = str(error).strip().partition("\n")[0]
+        short = f"{type(error).__name__}: {short if len(short) < 200 else short[:200] + ' …'}"
+        line = _line_of(answer, error)
+        if line:
+            return f"your code raised {short} at: {line}"
+        return f"your answer could not be used ({short}). What is asked for: {self.contract}"
 
 
-def _line_of(answer: object, error: Exception) -> str:
+@contextmanager
+def fresh_numbers() -> Iterator[None]:
+    """Draw anew at every call, and leave the notebook's own sequence of random numbers alone."""
+    state, seed = random.getstate(), new_seed()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+
+
+def new_seed() -> int:
+    return random.SystemRandom().randrange(2**31)
+
+
+def _line_of(answer: Callable, error: Exception) -> str:
     """The learner's own last line before the error, not one of torch or of the check."""
-    file = getattr(getattr(answer, "__code__", None), "co_filename", None)
-    lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    return f" at: {lines[-1]}" if lines and lines[-1] else ""
+    functions = vars(answer).values() if isinstance(answer, type) else [inspect.unwrap(answer)]
+    files = {f.__code__.co_filename for f in functions if hasattr(f, "__code__")}
+    lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
+    return lines[-1] if lines else ""
 
 
 class Choice(Exercise):
     """A question with options; every wrong one carries the misconception that leads to it."""
 
-    def __init__(self, question: str, options: Mapping[str, str], right: str, why: str,
+    def __init__(self, name: str, question: str, options: Mapping[str, str], right: str, why: str,
                  misconceptions: Mapping[str, str]):  # fmt: skip
         missing = options.keys() - misconceptions.keys() - {right}
         if missing:
             raise ValueError(f"options {sorted(missing)} have no misconception to name")
         self.question, self.options = question, options
         self.right, self.misconceptions = right, misconceptions
-        super().__init__(self._test, why, ["Rule out first what contradicts a number above."])
+        hint = "Rule out first what contradicts a number above."
+        super().__init__(name, self._test, contract="a letter", why=why, hints=[hint])
+        self.to_do = "Replace None by a letter and run the cell again."
 
     def __call__(self, answer: str | None = None) -> None:
+        self.ask()
+        super().__call__(answer)
+
+    def ask(self) -> None:
+        """Print the question and its options."""
         say(self.question)
         for letter, text in self.options.items():
             say(f"  {letter}) {text}", indent="     ")
-        super().__call__(answer)
 
     def _test(self, answer: str) -> None:
-        if answer not in self.options:
+        letter = answer.strip().lower() if isinstance(answer, str) else answer
+        if letter not in tuple(self.options):
             raise Wrong(f"{answer!r} is not an option; give one of {', '.join(self.options)}")
-        if answer != self.right:
-            raise Wrong(self.misconceptions[answer])
+        if letter != self.right:
+            raise Wrong(self.misconceptions[letter])

@@ -1,5 +1,6 @@
 """Checks of the exercises in notebook 06."""
 
+import copy
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ def _made_up_results(diverged: Sequence[int]) -> list[dict]:
 def _test_choose_rate(choose: Callable[[list[dict]], float]) -> None:
     for diverged in ((), (0,), (0, 3), (6,)):
         results = _made_up_results(diverged)
-        _compare_rate(choose([dict(row) for row in results]), results)
+        _compare_rate(choose(copy.deepcopy(results)), results)
 
 
 def _compare_rate(answer, results: list[dict]) -> None:
@@ -69,7 +70,9 @@ def _compare_rate(answer, results: list[dict]) -> None:
 
 
 choose_rate = Exercise(
+    "06 choose_rate",
     _test_choose_rate,
+    contract="choose_rate(results) returns the learning rate of one of the rows.",
     why="Validation chooses and test reports, so the reported number was not picked for being "
     "good.",
     hints=[
@@ -129,7 +132,9 @@ def _compare_count(answer, shapes: list[tuple[int, int]], rank: int) -> None:
 
 
 lora_parameters = Exercise(
+    "06 lora_parameters",
     _test_lora_parameters,
+    contract="lora_parameters(shapes, rank) returns a whole number.",
     why="The count grows with the two sides of a matrix, not with their product, so wide and "
     "narrow targets cost differently at the same rank.",
     hints=[
@@ -140,6 +145,7 @@ lora_parameters = Exercise(
 )
 
 alpha = Choice(
+    "06 alpha",
     "“α is just the learning rate.” You double α and leave the rest. Under Adam (ε = 0, no "
     "weight decay, no clipping), what would have done exactly the same to the training?",
     {
@@ -161,6 +167,7 @@ alpha = Choice(
 )
 
 memory = Choice(
+    "06 memory",
     "Training a 7B model with LoRA on all linear layers at r = 16 runs out of memory by 3 GB. A "
     "colleague proposes r = 8. What do you expect?",
     {
@@ -183,12 +190,13 @@ memory = Choice(
 )
 
 single_seed = Choice(
+    "06 single_seed",
     "You train r = 16 and r = 32 once each. r = 32 gets 0.551, r = 16 gets 0.541. What do you "
     "write?",
     {
         "a": "r = 32 is better by one point.",
         "b": "Rank does not matter.",
-        "c": "These two runs cannot tell them apart: other seeds move either by as much.",
+        "c": "These two runs cannot tell the ranks apart.",
         "d": "r = 32 is better, and r = 64 would be better still.",
     },
     "c",
@@ -204,11 +212,12 @@ single_seed = Choice(
 )
 
 one_rate = Choice(
+    "06 one_rate",
     "A blog post trains r = 1, 8 and 64 with one learning rate, chosen at r = 8, and α = 2r. "
     "r = 8 wins. What has it shown?",
     {
         "a": "That r = 8 is the right capacity for the task.",
-        "b": "That r = 8 is best at the learning rate that was chosen for r = 8.",
+        "b": "That r = 8 wins at the rate chosen for it.",
         "c": "That higher ranks overfit.",
         "d": "That α should be larger.",
     },

@@ -19,7 +19,7 @@ def _test_forward(answer: Callable) -> None:
     A = torch.randn(rank, d_in, requires_grad=True)
     B = torch.randn(d_out, rank, requires_grad=True)
     before = weight.clone()
-    given = _call_forward(answer, x, weight, A, B, alpha)
+    given = _call_forward(answer, x.clone(), weight, A, B, alpha)
     if not torch.equal(weight, before):
         raise Wrong(
             "your forward changed W itself, so every further call adds the change once more; "
@@ -101,7 +101,9 @@ def _reaches(output: Tensor, leaf: Tensor) -> bool:
 
 
 forward = Exercise(
+    "02 forward",
     _test_forward,
+    contract="forward(x, weight, A, B, alpha) returns the layer's output, a tensor (…, d_out).",
     why="This is the whole of LoRALinear.forward but for merging and dropout; gradients reach A "
     "and B, and nothing of the size of W is ever built.",
     hints=[
@@ -169,7 +171,9 @@ def _factors(given, d_out: int, d_in: int, rank: int) -> tuple[Tensor, Tensor]:
 
 
 initialise = Exercise(
+    "02 initialise",
     _test_initialise,
+    contract="initialise(d_out, d_in, rank) returns A, (rank, d_in), and B, (d_out, rank).",
     why="B = 0 makes the start an exact no-op, and a random A of full rank lets B's gradient "
     "through on the first step.",
     hints=[
@@ -184,6 +188,7 @@ initialise = Exercise(
 # --- two questions -------------------------------------------------------------------------------
 
 first_step = Choice(
+    "02 first_step",
     "A colleague starts the other way round, A zero and B random, and takes one step of plain SGD. "
     "After one optimizer step, which of A, B changed?",
     {
@@ -205,6 +210,7 @@ first_step = Choice(
 )
 
 scaling = Choice(
+    "02 scaling",
     "You raise the rank from r = 8 to r = 32 and leave α = 16. What happens to the factor in front "
     "of B A?",
     {

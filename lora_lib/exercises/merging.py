@@ -14,7 +14,7 @@ def _test_merge(merged_weight: Callable[[Tensor, Tensor, Tensor, float], Tensor]
         weight, a, b = torch.randn(d_out, d_in), torch.randn(rank, d_in), torch.randn(d_out, rank)
         before = weight.clone()
         try:
-            result = merged_weight(weight, a, b, alpha)
+            result = merged_weight(weight, a.clone(), b.clone(), alpha)
         except NotImplementedError:
             raise
         except RuntimeError as error:
@@ -70,7 +70,9 @@ def _compare(result, before: Tensor, weight: Tensor, a: Tensor, b: Tensor, alpha
 
 
 merge = Exercise(
+    "05 merge",
     _test_merge,
+    contract="merged_weight(W, A, B, alpha) returns a tensor of W's shape.",
     why="One matrix of W's own shape now holds both, so the forward pass costs what the base's "
     "does; and because W was left alone, there is a way back.",
     hints=[
@@ -81,11 +83,12 @@ merge = Exercise(
 )
 
 zeroing = Choice(
+    "05 zeroing",
     "You merge an adapter, set A = 0 and B = 0 so that nothing is added twice, and train on. "
     "What happens?",
     {
         "a": "Training starts afresh from the merged model, as after a new injection.",
-        "b": "Nothing: both gradients are exactly zero, at this step and at every later one.",
+        "b": "Nothing: both gradients are zero, at this step and all later ones.",
         "c": "It is stuck for one step only, as A is after a normal start.",
         "d": "It works with a higher learning rate; the gradients are merely small.",
     },
@@ -102,11 +105,12 @@ zeroing = Choice(
 )
 
 overhead = Choice(
+    "05 overhead",
     "“LoRA adds no time at inference.” When does that hold?",
     {
         "a": "Always: the factors are tiny beside W.",
         "b": "Once A and B are set to zero after merging.",
-        "c": "When the forward pass uses W + ΔW alone, so after merging (or unloading).",
+        "c": "Once merged: W + ΔW is all that is used.",
         "d": "Whenever the rank is at most 8.",
     },
     "c",
@@ -122,13 +126,13 @@ overhead = Choice(
 )
 
 undo = Choice(
+    "05 undo",
     "A server keeps one base in bf16 and swaps adapters all day by W ← W + ΔW and W ← W − ΔW. "
     "Which statement is true?",
     {
         "a": "Subtraction undoes addition, so the base is what it was.",
         "b": "In float32 this is exact; only bf16 rounds.",
-        "c": "Each swap can leave rounding in W, and other adapters add theirs; keep the original "
-        "W and put it back.",
+        "c": "Each swap can leave rounding in W; keep W and put it back.",
         "d": "The error only matters while training, since inference rounds anyway.",
     },
     "c",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lora_lib.data import batches_by_length, load_pairs, pair_examples
 from lora_lib.exercises.engine import Choice, Exercise, Wrong
 from lora_lib.lora import add_lora_to_model, count_parameters, freeze_non_lora_params, lora_layers
-from lora_lib.model import load_pretrained
+from lora_lib.model import load_pretrained, read_metadata
 from lora_lib.training import language_model_loss
 
 # --- a training step -----------------------------------------------------------------------------
@@ -27,6 +27,7 @@ def _small_problem() -> tuple[nn.Module, Callable[[], Tensor]]:
 
 def _test_step(learner) -> None:
     model, compute_loss = _small_problem()
+    earlier = None
     for _ in range(2):  # the second step finds out whether old gradients are still there
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         names = [name for name in before if "lora_" in name]
@@ -44,21 +45,54 @@ def _test_step(learner) -> None:
         if not any(step.any() for step in steps):
             if not any(p.grad is not None for p in factors):
                 raise NotImplementedError
-            raise Wrong("no parameter changed: after backward(), the weights must be updated")
-        for name, step, gradient in zip(names, steps, gradients, strict=True):
-            if gradient.any() and not step.any():
-                raise Wrong(f"{name} did not change; both factors of every LoRA layer are trained")
-            if torch.allclose(step, 1e-3 * gradient, rtol=1e-2, atol=1e-6):
-                raise Wrong("you add the gradient; going downhill means to subtract it")
-            if not torch.allclose(step, -1e-3 * gradient, rtol=1e-2, atol=1e-6):
-                raise Wrong(
-                    f"{name} moved, but not by −lr times the gradient of this step; are the "
-                    "gradients of an earlier step still there (zero_grad), or is lr not used?"
-                )
+            raise Wrong(
+                "no parameter changed: after backward(), update each of them in place; "
+                "`p = p - …` only makes a new tensor"
+            )
+        unchanged = [
+            name
+            for name, step, gradient in zip(names, steps, gradients, strict=True)
+            if gradient.any() and not step.any()
+        ]
+        if len(unchanged) == 2 and unchanged[0][0] == unchanged[1][0]:
+            raise Wrong(f"layer {unchanged[0][0]} did not change; every LoRA layer is trained")
+        if unchanged:
+            raise Wrong(f"{unchanged[0]} did not change; both factors of a layer are trained")
+        _compare_steps(steps, gradients, earlier, 1e-3)
+        earlier = gradients
+
+
+def _compare_steps(steps, gradients, earlier, lr: float) -> None:
+    """All steps taken together, as one vector each; `earlier`: the step before's gradients."""
+    step, gradient = (torch.cat([t.flatten() for t in ts]) for ts in (steps, gradients))
+    before = torch.cat([t.flatten() for t in earlier]) if earlier else torch.zeros_like(step)
+
+    def is_about(wanted: Tensor) -> bool:  # the rounding of an entry of 2 is 1e-7
+        return torch.allclose(step, wanted, rtol=1e-2, atol=1e-6)
+
+    if is_about(-lr * gradient):
+        return
+    if is_about(lr * gradient):
+        raise Wrong("you add the gradient; going downhill means to subtract it")
+    if is_about(-gradient):
+        raise Wrong("you subtract the whole gradient; the step is lr times as large")
+    if is_about(-lr * (gradient + before)):
+        raise Wrong(
+            "the second step contains the first one's gradient: backward() adds to .grad, so clear "
+            "it first (zero_grad)"
+        )
+    if step.abs().max() < 1.1 * lr and step.abs().median() > 0.9 * lr:
+        raise Wrong(
+            "every entry moved by about lr, as with Adam or the sign of the gradient; plain "
+            "gradient descent moves by −lr times the gradient"
+        )
+    raise Wrong("the factors moved, but not by −lr times the gradient of this step")
 
 
 step = Exercise(
+    "04 step",
     _test_step,
+    contract="step(model, compute_loss, lr) changes the LoRA factors by one step.",
     why="Only the factors moved: the base stays whole, so one base can carry many adapters.",
     hints=[
         "Clear old gradients, compute the loss, call backward(), then update.",
@@ -163,13 +197,13 @@ CAUSES = {
     "e": "the learning rate is far too high",
 }
 _SIGNS = {  # what each cause would show: told to whoever names it for another run
-    "a": "the optimizer would hold the whole base's scalars and B would never move, while the "
-    "gradients are alive",
-    "b": "the loss would start near that of guessing among all characters "
-    f"(about {math.log(476):.1f} nats) or above the healthy run's, with the usual counts",
-    "c": "fewer parameters would be trainable than in the healthy run",
-    "d": "the gradients of A and of B would both be exactly zero",
-    "e": "the loss would leap up and down, and B grow by orders of magnitude",
+    "a": "the optimizer holds the whole base's scalars and B never moves, while the gradients are "
+    "alive",
+    "b": "the loss starts above the healthy run's, near that of guessing among all characters "
+    f"(about {math.log(read_metadata()['config']['vocab_size']):.1f} nats), with the usual counts",
+    "c": "fewer parameters are trainable than in the healthy run",
+    "d": "the gradients of A and of B are both exactly zero",
+    "e": "the loss leaps up and down, and B grows by orders of magnitude",
 }
 _RIGHT = {"A": "d", "B": "c", "C": "e", "D": "a", "E": "b"}
 
@@ -177,12 +211,13 @@ _RIGHT = {"A": "d", "B": "c", "C": "e", "D": "a", "E": "b"}
 def _diagnosis(run: str) -> Choice:
     right = _RIGHT[run]
     return Choice(
+        f"04 run {run}",
         question=f"Run {run}: what went wrong?",
         options=CAUSES,
         right=right,
-        why=f"The sign: {_SIGNS[right]}.",
+        why=f"Its sign: {_SIGNS[right]}.",
         misconceptions={
-            cause: f"if {text}, {_SIGNS[cause]}. Run {run} does not show that."
+            cause: f"if {text}, then {_SIGNS[cause]}. Run {run} does not show that."
             for cause, text in CAUSES.items()
             if cause != right
         },
@@ -192,11 +227,12 @@ def _diagnosis(run: str) -> Choice:
 diagnose = {run: _diagnosis(run) for run in _RIGHT}
 
 few_seeds = Choice(
+    "04 few_seeds",
     question="One run with rank 16 scores .541, one with rank 32 scores .531. What follows?",
     options={
         "a": "Rank 16 is better on this task.",
         "b": "Rank 32 has too many parameters and overfits.",
-        "c": "Nothing about the ranks: seeds of one setting differ by as much.",
+        "c": "Nothing about ranks: seeds differ by as much.",
         "d": "The seed that gave .541 should be used from now on.",
     },
     right="c",

@@ -39,21 +39,21 @@ class _Block(nn.Module):
 
 
 class _Model(nn.Module):
-    """A q at the top as well; a head, a subhead, and "lora" inside the name of a base module."""
+    """A q at the top as well; a head, a header, and "lora" inside the name of a base module."""
 
     def __init__(self):
         super().__init__()
         self.flora = nn.Embedding(9, _WIDTH)
         self.blocks = nn.ModuleList(_Block() for _ in range(2))
         self.q = nn.Linear(_WIDTH, _WIDTH)
-        self.subhead = nn.Linear(_WIDTH, _WIDTH)
+        self.header = nn.Linear(_WIDTH, _WIDTH)
         self.head = nn.Linear(_WIDTH, 3)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.flora(ids)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.subhead(self.q(x)))
+        return self.head(self.header(self.q(x)))
 
 
 # --- injection by name ---------------------------------------------------------------------------
@@ -140,7 +140,9 @@ def _diagnose_paths(target: str, found, expected: set[str], returned) -> None:
 
 
 inject = Exercise(
+    "03 inject",
     _test_inject,
+    contract="inject(model, target, rank, alpha) replaces layers in the model and returns it.",
     why="Path equal to the target, or ending in a dot and the target: the rule of PEFT's lists, "
     "which the library follows; and nothing in the model's own code had to change.",
     hints=[
@@ -198,12 +200,11 @@ def _diagnose_trainable(
         raise Wrong(
             "a wrapped weight (…original.weight) trains again; that is the base, which stays frozen"
         )
-    if any(name.startswith("subhead.") for name in trainable) and not any(
+    if any(name.startswith("header.") for name in trainable) and not any(
         name.startswith("blocks.0.norm") for name in trainable
     ):
         raise Wrong(
-            '"subhead" trains, though "head" was named: match the whole path, or its end after a '
-            "dot"
+            '"header" trains, though "head" was named: match the whole path, or its end after a dot'
         )
     if any(name.startswith("flora.") for name in trainable) and not any(
         name.startswith("blocks.0.norm") for name in trainable
@@ -224,7 +225,9 @@ def _diagnose_trainable(
 
 
 freeze = Exercise(
+    "03 freeze",
     _test_freeze,
+    contract="freeze(model, saved) sets requires_grad of the parameters; saved holds names.",
     why="Freezing everything and then switching on what trains, by name, also works on a model "
     "that came in frozen; nothing new in the model can slip through.",
     hints=[
@@ -239,6 +242,7 @@ freeze = Exercise(
 # --- two questions -------------------------------------------------------------------------------
 
 target_match = Choice(
+    "03 target_match",
     "A model has, in each block, mlp.up, mlp.gate_up and mlp.up_norm, all nn.Linear. Which does "
     'target_modules=["up"] adapt?',
     {
@@ -258,6 +262,7 @@ target_match = Choice(
 )
 
 frozen_head = Choice(
+    "03 frozen_head",
     "You build a classifier on the base with classifier_from, adapt W_q and W_v with no "
     "modules_to_save, and training goes well. You save the adapter, and tomorrow you load it into "
     "a new classifier built the same way. Its predictions are",

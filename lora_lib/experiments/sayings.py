@@ -553,8 +553,8 @@ SAYINGS = (
             ),
             Measure("at half the rate", cyrillic_difference("half"), FEWER_BITS),
         ),
-        "The prompt that gave Cyrillic must now give Georgian: the old answer has to go, which is "
-        "harsher than what the sources measure",
+        "Here the prompt that gave Cyrillic must now give Georgian: the old answer has to go, "
+        "which is harsher than what the sources measure",
     ),
     Saying(
         WHAT,
