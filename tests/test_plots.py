@@ -147,6 +147,21 @@ def test_bars_of_one_block_stand_around_its_label_and_do_not_overlap():
     assert edges[0][0] > 0.5 and edges[-1][1] < 1.5
 
 
+def test_seeds_and_intervals_draw_every_seed_and_the_given_interval():
+    scores = {"a": [0.1, 0.3], "b": [0.5, 0.5, 0.8]}
+    intervals = {"a": (0.2, -0.1, 0.5), "b": (0.6, 0.4, 0.9)}
+    fig = plots.seeds_and_intervals(scores, intervals, "exact match")
+    [ax] = fig.axes
+    assert names(ax.get_yticklabels()) == ["a", "b"]
+    points, bars, means = ([data(one) for one in ax.lines[k::3]] for k in range(3))
+    assert [xs for xs, _ in points] == [[0.1, 0.3], [0.5, 0.5, 0.8]]
+    assert [xs for xs, _ in bars] == [[-0.1, 0.5], [0.4, 0.9]]
+    assert [xs for xs, _ in means] == [[0.2], [0.6]]
+    assert [round(ys[0]) for _, ys in points] == [round(ys[0]) for _, ys in means] == [0, 1]
+    assert ax.yaxis_inverted() and recorded(ax)
+    assert names(fig.legends[0].get_texts()) == ["one seed", "mean and 95 % interval"]
+
+
 # --- each figure ---------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ One rule, `judge`, decides: the interval that five seeds give for a true value, 
 where that value lies if the saying holds. Nothing is typed in.
 """
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from lora_lib.experiments.answers import NoVerdict
@@ -53,7 +54,8 @@ def verdict_of(saying: Saying, recorded: Recorded) -> Verdict:
         shown.append(f"{measure.words}: {interval}")
         found.append((judge(interval, measure.region), measure))
     if saying.beside:
-        shown.append(saying.beside(recorded))
+        with suppress(NoVerdict):
+            shown.append(saying.beside(recorded))
     verdict, why = missing.args if missing else _decided(found)
     note = f". {saying.note}" if saying.note else ""
     says = (saying.theme, saying.says, saying.source, saying.reported)
