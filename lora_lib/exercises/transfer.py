@@ -10,6 +10,7 @@ import math
 import random
 import unicodedata
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,7 @@ class NameMixer(nn.Module):
         return self.head(self.norm(self.blocks(self.embedding(letters)).mean(dim=1)))
 
 
+@cache
 def load_towns(countries: tuple[str, ...], limit: int) -> tuple[Tensor, Tensor]:
     """Up to `limit` towns of each country: letters (n, LENGTH) and the country's number (n,)."""
     names = {code: set() for code in countries}
@@ -99,6 +101,11 @@ def train(
 
 def pretrained_mixer(steps: int = 150) -> NameMixer:
     """A NameMixer that has learned to tell the countries of OLD apart; trained here, in seconds."""
+    return copy.deepcopy(_pretrained_mixer(steps))
+
+
+@cache
+def _pretrained_mixer(steps: int) -> NameMixer:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = NameMixer(len(OLD))
