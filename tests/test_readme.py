@@ -50,7 +50,7 @@ def test_commands_exist():
     targets = set(re.findall(r"\bmake (lab|test|notebooks|assignment)\b", README))
     assert targets == set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
     modules = re.findall(r"python -m lora_lib\.(\S+?)`", README)
-    assert len(modules) == 7
+    assert len(modules) == 8
     for module in modules:
         assert (ROOT / "lora_lib" / f"{module.replace('.', '/')}.py").exists(), module
 
