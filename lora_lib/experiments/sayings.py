@@ -370,7 +370,7 @@ SAYINGS = (
                 BETTER,
             ),
         ),
-        "The answer differs from script to script: see the question “ten-times”",
+        "Three seeds of an earlier recording, tabulated above: two scripts yes, two no, two overlap",
     ),
     Saying(
         WHERE,
@@ -466,7 +466,9 @@ SAYINGS = (
         "Rates were tried on a ladder of 1, 2, 5, and the best falls as the rank grows at α = 2r",
         lambda recorded: (
             "these six: "
-            + ", ".join(f"{name} {number(x)}" for name, x in ratios_by_setting(recorded).items())
+            + "; ".join(
+                f"{name}: {number(x)} times" for name, x in ratios_by_setting(recorded).items()
+            )
         ),
     ),
     Saying(
