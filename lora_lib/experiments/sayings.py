@@ -370,7 +370,7 @@ SAYINGS = (
                 BETTER,
             ),
         ),
-        "Three seeds of an earlier recording, tabulated above: two scripts yes, two no, two overlap",
+        "Three earlier seeds, in the table above: two scripts yes, two no, two overlap",
     ),
     Saying(
         WHERE,
