@@ -294,8 +294,11 @@ def unmerge_lora_weights(model: nn.Module) -> nn.Module:
 def unload_lora(model: nn.Module, merge: bool = True) -> nn.Module:
     """Put the original nn.Linear objects back, merged (or, with merge=False, as they were).
 
-    Parameters get the requires_grad they had before the injection. Modules named in
-    modules_to_save stay as trained. Raises as merge_lora_weights does.
+    With merge=False the weights are those before the injection, bit for bit, also if the adapter
+    was merged. Parameters get the requires_grad they had before the injection. Modules named in
+    modules_to_save stay as trained.
+
+    Raises ValueError if the model has no LoRA layers; with merge=True also as merge_lora_weights.
     """
     _require_config(model)
     (merge_lora_weights if merge else unmerge_lora_weights)(model)

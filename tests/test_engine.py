@@ -72,6 +72,18 @@ def test_what_was_not_attempted_is_no_mistake(exercise, answer, capsys):
     assert capsys.readouterr().out.count(message) == 2
 
 
+def test_a_function_without_a_return_is_asked_for_it_and_a_stub_is_not(capsys):
+    def check(learner):
+        if learner(3) is None:
+            raise NotImplementedError
+
+    exercise = Exercise("09 double", check, contract="", why="", hints=["first"])
+    exercise(print)  # returns None, from another file than the check
+    assert "is a return missing?" in capsys.readouterr().out
+    exercise(unfinished)
+    assert "return" not in capsys.readouterr().out
+
+
 def test_the_learners_exception_is_shown_short_with_its_line(exercise, capsys):
     exercise(divides)
     assert capsys.readouterr().out == (
@@ -193,8 +205,8 @@ def test_hints_come_one_by_one_and_the_last_repeats(exercise, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "Hint 1 of 3: first",
         "Hint 2 of 3: second",
-        "Hint 3 of 3: third",
-        "Hint 3 of 3: third",
+        "Hint 3 of 3 (the last one): third",
+        "Hint 3 of 3 (the last one): third",
     ]
 
 

@@ -35,8 +35,10 @@ class Exercise:
     def __call__(self, answer=None) -> None:
         try:
             mistake = self.judge(answer)
-        except NotImplementedError:
-            say(f"Not attempted yet. {self.to_do}")
+        except NotImplementedError as error:
+            returned_none = answer is not None and not _line_of(answer, error)
+            forgotten = " If you wrote one, is a return missing?" if returned_none else ""
+            say(f"Not attempted yet. {self.to_do}{forgotten}")
             return
         progress.record_attempt(self.name, mistake)
         if mistake and strict():
@@ -74,7 +76,8 @@ class Exercise:
         """One hint more with every call."""
         number = min(self._hints_given, len(self.hints) - 1)
         self._hints_given += 1
-        say(f"Hint {number + 1} of {len(self.hints)}: {self.hints[number]}")
+        last = " (the last one)" if number + 1 == len(self.hints) else ""
+        say(f"Hint {number + 1} of {len(self.hints)}{last}: {self.hints[number]}")
 
     def _test(self, answer) -> None:
         if not callable(answer):

@@ -132,6 +132,7 @@ def _test_rank_for_budget(learner) -> None:
         if round_number == 0:
             names = ("W_q", "linear1")
         cost = _check_rank_for_budget(learner, model, names, exact=round_number == 1)
+    _check_lookalikes(learner)
     try:
         answer = learner(model, names, cost - 1)
     except ValueError:
@@ -144,13 +145,25 @@ def _check_rank_for_budget(learner, model: nn.Module, names: tuple, exact: bool)
     shapes = [
         tuple(m.weight.shape)
         for p, m in model.named_modules()
-        if isinstance(m, nn.Linear) and p.endswith(tuple("." + name for name in names))
+        if isinstance(m, nn.Linear) and p.rpartition(".")[2] in names
     ]
     one = sum(d_out + d_in for d_out, d_in in shapes)  # parameters of rank 1
     rank = random.randint(3, 20)
     budget = rank * one if exact else rank * one + one - random.randint(1, one // 4)
     before = _facts(model)
-    answer = learner(model, names, budget)
+    try:
+        answer = learner(model, names, budget)
+    except ZeroDivisionError:
+        raise Wrong(
+            "no layer matched, so rank 1 costs 0: a path such as blocks.0.attention.W_q is longer "
+            'than a name; compare its last piece, path.split(".")[-1]'
+        ) from None
+    except ValueError as error:
+        raise Wrong(
+            f"rank {rank} fits the budget of {budget:,}, and your function raises ValueError "
+            f"({error}). Perhaps your cost of rank 1 is too high: d_out · d_in, weight.numel(), "
+            "counts the full weights; the factors hold r · (d_out + d_in)"
+        ) from None
     if answer is None:
         raise NotImplementedError
     if _facts(model) != before:
@@ -167,8 +180,37 @@ def _check_rank_for_budget(learner, model: nn.Module, names: tuple, exact: bool)
     if answer == budget // sum(shapes[0]):
         raise Wrong("you counted one layer; every layer with a matching name gets factors")
     if answer == budget // sum(d_out * d_in for d_out, d_in in shapes):
-        raise Wrong("d_out · d_in counts the full weights; the factors hold r · (d_out + d_in)")
+        raise Wrong(
+            "d_out · d_in, weight.numel(), counts the full weights; the factors hold "
+            "r · (d_out + d_in)"
+        )
     raise Wrong(f"for {names} and {budget:,} parameters the rank is {rank}, not {answer!r}")
+
+
+def _check_lookalikes(learner) -> None:
+    """A model in which only the last piece of a path, and the type, tell which layers count."""
+    d = 8 * random.randint(2, 5)
+    layer = nn.ModuleDict({name: nn.Linear(d, d, bias=False) for name in ("W_q", "W_k", "old_W_q")})
+    inside = nn.ModuleDict({"inner": nn.Linear(d, d, bias=False)})
+    model = nn.ModuleDict({"layer": layer, "other": nn.ModuleDict({"W_q": inside})})
+    rank, cost = random.randint(8, 20), 2 * d  # of one layer, at rank 1
+    try:
+        answer = learner(model, ("W_q",), rank * cost)
+    except (AttributeError, TypeError):  # none on the models before, whose W_q are all linear
+        raise Wrong(
+            "a module called W_q need not be an nn.Linear; only nn.Linear counts: ask "
+            "isinstance(module, nn.Linear)"
+        ) from None
+    last_piece = 'compare the last piece of the path, path.split(".")[-1]'
+    if answer == rank // 2:
+        raise Wrong(f"old_W_q only ends like W_q and is another name; {last_piece}")
+    if answer == rank // 3:
+        raise Wrong(f"old_W_q and W_q.inner have W_q in their paths, not as name; {last_piece}")
+    if answer != rank:
+        raise Wrong(
+            f"beside layer.W_q the model has old_W_q and W_q.inner, which are not called W_q; the "
+            f"rank is {rank}, not {answer!r}; {last_piece}"
+        )
 
 
 def _facts(model: nn.Module) -> list:
@@ -183,8 +225,8 @@ rank_for_budget = Exercise(
     why="Targets can now be compared at one price, so what differs is where the rank is spent.",
     hints=[
         "How many parameters does rank 1 take? Rank r takes r times that.",
-        "Look at named_modules() for nn.Linear whose path ends in one of the names; a layer costs "
-        "d_out + d_in.",
+        'Look at named_modules() for nn.Linear where path.split(".")[-1] is one of the names; a '
+        "layer costs d_out + d_in.",
         "budget // cost, and ValueError if that is 0.",
     ],
 )
@@ -203,7 +245,7 @@ conclude_budget = Choice(
     why="The price is equal and the result is not, so it matters where the rank is spent.",
     misconceptions={
         "a": "the highest rank stands on W_q and W_v, which came out last in the table.",
-        "b": "one task and one model were measured, and the two stand close; look at the spread.",
+        "b": "their ranges just overlap, and only one task and one model were measured.",
         "d": "the counts are within three per cent of each other; that is what your function is "
         "for.",
     },
@@ -245,8 +287,14 @@ def _check_swap(learner, base, model, directory: Path, state: str) -> None:
                 "whether it has LoRA layers"
             ) from None
         if "has LoRA layers" in str(error) or "unmerge" in str(error):
+            said = str(error) if len(str(error)) < 150 else f"{str(error)[:150]} …"
             raise Wrong(
-                f"with {state}, load_adapter refused: take off what is there first ({error})"
+                f"with {state}, load_adapter refused: take off what is there first ({said})"
+            ) from None
+        if "does not fit this model" in str(error):
+            raise Wrong(
+                "the adapter does not fit the model it was put on: put the adapter on the model "
+                "you were given, not on a new base"
             ) from None
         raise
     if result is None and not any(lora_layers(model)):
@@ -254,7 +302,10 @@ def _check_swap(learner, base, model, directory: Path, state: str) -> None:
     if result is None:
         raise Wrong("return the model")
     if result is not model:
-        raise Wrong("you returned another model; one base in memory is the point of swapping")
+        raise Wrong(
+            "you returned another model, and one base in memory is the point of swapping: put the "
+            "adapter on the model you were given, not on a new base or a copy"
+        )
     _check_base_bits(base, model, state)
     with torch.inference_mode():
         written, plain = model.eval()(ids), base(ids)
@@ -327,34 +378,51 @@ conclude_swap = Choice(
 
 def _test_change_ranks(learner) -> None:
     before = nn.ModuleDict(
-        {"first": nn.Linear(40, 56), "same": nn.Linear(30, 30), "last": nn.Linear(64, 32)}
+        {
+            "first": nn.Linear(40, 56),
+            "same": nn.Linear(30, 30),
+            "last": nn.Linear(64, 32),
+            "tiny": nn.Linear(24, 24),
+        }
     )
+    with torch.no_grad():
+        before["tiny"].weight.mul_(1024).round_().div_(1024)  # so that the change below is exact
     after = copy.deepcopy(before)
     with torch.no_grad():
+        after["tiny"].weight += torch.tensor([1.0, -1.0]).repeat(12) * 2.0**-14
         after["same"].bias += 1.0
         for name in ("first", "last"):
             after[name].weight += _planted(*after[name].weight.shape, decay=0.8, rank=24)
     answer = _ask_for_ranks(learner, copy.deepcopy(before), copy.deepcopy(after))
-    spectra = {n: singular_values(c) for n, c in weight_changes(before, after).items() if c.any()}
+    changes = {
+        path: change for path, change in weight_changes(before, after).items() if change.any()
+    }
+    spectra = {path: singular_values(change) for path, change in changes.items()}
     right = {name: k90(values) for name, values in spectra.items()}
+    of_weight = {n: k90(singular_values(after[n].weight)) for n in spectra}
+    if {n: answer.get(n) for n in spectra} == of_weight:
+        raise Wrong("you measured the weight after training; the question is its change")
     if any(str(key).endswith((".weight", ".bias")) for key in answer):
         raise Wrong('keys are paths of layers such as "first", not names of parameters')
     if "same" in answer:
         raise Wrong('the weight of "same" did not change (its bias did), so leave it out')
+    if right.keys() - answer.keys() == {"tiny"}:
+        raise Wrong(
+            'the weight of "tiny" did change, by little and with a sum of zero; ask change.any()'
+        )
     if answer.keys() != right.keys():
         raise Wrong(f"the changed layers are {sorted(right)}; your keys are {[*answer]}")
     answer = {name: float(value) for name, value in answer.items()}
     if answer == right:
         return
     of_sigma = {n: k90(values.sqrt()) for n, values in spectra.items()}
-    of_weight = {n: k90(singular_values(after[n].weight)) for n in spectra}
-    if answer == of_weight:
-        raise Wrong("you measured the weight after training; the question is its change")
+    if answer == {n: k90(change) for n, change in changes.items()}:
+        raise Wrong("k90 takes singular values, not a matrix: k90(singular_values(change))")
     if answer == of_sigma:
         raise Wrong("you add up σ; energy is σ², so square the singular values")
     if answer == {n: k - 1 for n, k in right.items()}:
         raise Wrong("one too few: the value that crosses 90 % counts too")
-    if all(answer[n] >= 24 for n in right):
+    if all(answer[n] >= 24 for n in ("first", "last")):
         raise Wrong(
             "you counted all directions that are not zero; k90 counts those that hold 90 % of the "
             "energy"
@@ -391,11 +459,11 @@ change_ranks = Exercise(
     contract="change_ranks(before, after) returns a dict from a layer's path to a whole number.",
     why="You can now ask any pair of checkpoints how many directions training used.",
     hints=[
-        "Walk over before.named_modules() and keep the nn.Linear; the partner is "
-        "after.get_submodule(path).",
-        "torch.linalg.svdvals(change), squared, summed from the front, divided by the total.",
-        "weight_changes, singular_values and k90 of lora_lib.analysis do most of it; skip a "
-        "change without any non-zero entry.",
+        "weight_changes, singular_values and k90 of lora_lib.analysis do most of it; "
+        "`from lora_lib import analysis; help(analysis)` shows them.",
+        "weight_changes(before, after) is a dict from path to change; skip a change without any "
+        "non-zero entry.",
+        "k90(singular_values(change)) for each of the others, in a dict with the same paths.",
     ],
 )
 
@@ -436,7 +504,15 @@ def _test_quantise(learner) -> None:
 
 def _check_quantise(learner, weight: Tensor, bits: int) -> None:
     given = weight.clone()
-    result = learner(given, bits)
+    try:
+        result = learner(given, bits)
+    except RuntimeError as error:
+        if "must match the size" in str(error):
+            raise Wrong(
+                "weight and scales do not go together: one scale a row has shape (d_out, 1); "
+                "amax(dim=1, keepdim=True) keeps that dimension"
+            ) from None
+        raise
     if result is None:
         raise NotImplementedError
     if not torch.equal(given, weight):
@@ -457,36 +533,60 @@ def _check_quantise(learner, weight: Tensor, bits: int) -> None:
     if scales.numel() == 1:
         raise Wrong("one scale for all: the row with the largest weights spoils every other row")
     if scales.numel() == weight.shape[1]:
-        raise Wrong("one scale an input channel (column); an output channel is a row of W")
+        raise Wrong("one scale per input channel, a column of W; an output channel is a row")
     if scales.shape != (len(weight), 1):
         raise Wrong(
             f"scales should have shape {(len(weight), 1)}, so that integers * scales works; yours "
             f"is {tuple(scales.shape)} (keepdim=True helps)"
         )
+    _check_scales(weight, scales, 2 ** (bits - 1) - 1)
+    _check_restored(weight, integers, scales, bits)
+
+
+def _check_scales(weight: Tensor, scales: Tensor, top: int) -> None:
+    used = weight.any(dim=1)
+    largest, size = (t[used].amax(dim=1, keepdim=True) for t in (weight, weight.abs()))
+    found = scales[used].to(weight.dtype)
+    if torch.allclose(found, top / size, rtol=1e-3, atol=0):
+        raise Wrong("integers * scales must give the weight back; is your scale the inverse?")
+    if torch.allclose(found, largest / top, rtol=1e-3, atol=0) and not largest.equal(size):
+        raise Wrong(
+            "a row's largest weight can be negative: is the scale taken from the largest size, "
+            "weight.abs()?"
+        )
+    if scales.isinf().any():
+        raise Wrong("a row of zeros needs a finite, positive scale; yours is inf")
     if not (scales > 0).all():  # also if it is NaN
         raise Wrong("a row of zeros gives 0 / 0; a scale must be positive there too")
-    _check_restored(weight, integers * scales, integers, bits)
 
 
-def _check_restored(weight: Tensor, restored: Tensor, integers: Tensor, bits: int) -> None:
+def _check_restored(weight: Tensor, integers: Tensor, scales: Tensor, bits: int) -> None:
     top = 2 ** (bits - 1) - 1
     step = (weight.abs().amax(dim=1, keepdim=True) / top).clamp_min(1e-12)
-    error = ((restored - weight).abs() / step).max().item()
+    error = ((integers * scales - weight).abs() / step).max().item()
     used = integers.int().abs().max().item()
+    if not error <= 0.51:  # also if it is NaN
+        for name, cut in (("floor", torch.floor), ("trunc", torch.trunc)):
+            if torch.equal(integers, cut(weight / scales).to(torch.int8)):
+                raise Wrong(
+                    f"an entry is off by a whole step, as {name} does: round, do not cut off"
+                )
     if error > 2 * top - 2:
         raise Wrong(
             f"the largest weight of a row came back with the wrong sign or size: at {bits} bits "
-            f"the integers must stay within ±{top}, or they wrap round"
+            f"the integers must stay within ±{top}, or they wrap round; is your top "
+            "2**(bits − 1) − 1?"
         )
     if used > top:
-        raise Wrong(f"an integer is {used} in size; {bits} bits hold at most ±{top}")
-    if error > 1.01:
+        raise Wrong(
+            f"an integer is {used} in size; {bits} bits hold at most ±{top}, which is "
+            "2**(bits − 1) − 1"
+        )
+    if not error <= 0.51:
         raise Wrong(
             f"an entry is off by {error:.1f} steps of max / {top}; half a step is possible. Look "
-            "at the scale"
+            f"at the scale: is it a row's largest size over {top}?"
         )
-    if error > 0.51:
-        raise Wrong("an entry is off by more than half a step: round, do not cut off")
 
 
 quantise = Exercise(
@@ -515,7 +615,7 @@ conclude_quantise = Choice(
     right="c",
     why="How many bits a base can lose is a measurement, for each model and each scheme.",
     misconceptions={
-        "a": "at 2 bits the error rate is close to 1; the adapter was not made for that base.",
+        "a": "at 2 bits no town is right; the adapter was not made for that base.",
         "b": "the base was quantised; the factors stayed float32.",
         "d": "speed was not measured, and the weights are turned back into floats to multiply.",
     },

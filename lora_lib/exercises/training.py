@@ -228,12 +228,12 @@ diagnose = {run: _diagnosis(run) for run in _RIGHT}
 
 few_seeds = Choice(
     "04 few_seeds",
-    question="One run with rank 16 scores .541, one with rank 32 scores .531. What follows?",
+    question="One run with rank 16 scores .558, one with rank 32 scores .535. What follows?",
     options={
         "a": "Rank 16 is better on this task.",
         "b": "Rank 32 has too many parameters and overfits.",
         "c": "Nothing about ranks: seeds differ by as much.",
-        "d": "The seed that gave .541 should be used from now on.",
+        "d": "The seed that gave .558 should be used from now on.",
     },
     right="c",
     why="A difference counts once it is larger than the spread over seeds.",

@@ -120,8 +120,13 @@ def rank_for_budget(model, names, budget):
 
 def rank_by_trying(model, names, budget):
     rank = 0
+    paths = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and path.split(".")[-1] in names
+    ]
     while True:
-        trial, _ = add_lora_to_model(copy.deepcopy(model), rank + 1, 1.0, names)
+        trial, _ = add_lora_to_model(copy.deepcopy(model), rank + 1, 1.0, paths)
         freeze_non_lora_params(trial)
         if count_parameters(trial, only_trainable=True) > budget:
             break
@@ -139,10 +144,6 @@ def _one_layer(model, names, budget):
     return budget // sum(_named(model, names)[0].weight.shape)
 
 
-def _full_weights(model, names, budget):
-    return budget // sum(m.weight.numel() for m in _named(model, names))
-
-
 def _strictly_below(model, names, budget):
     return (budget - 1) // sum(sum(m.weight.shape) for m in _named(model, names))
 
@@ -155,6 +156,23 @@ def _injects(model, names, budget):
 
 def _never_raises(model, names, budget):
     return budget // sum(sum(m.weight.shape) for m in _named(model, names))
+
+
+def _rank_by(matches, kind=nn.Linear, cost=lambda m: m.in_features + m.out_features):
+    def answer(model, names, budget):
+        modules = [
+            m for path, m in model.named_modules() if isinstance(m, kind) and matches(path, names)
+        ]
+        rank = budget // sum(map(cost, modules))
+        if rank < 1:
+            raise ValueError("too small")
+        return rank
+
+    return answer
+
+
+def _last_piece(path, names):
+    return path.split(".")[-1] in names
 
 
 def _always_eight(model, names, budget):
@@ -223,6 +241,10 @@ def _subtracts(model, directory):
     return load_adapter(model, directory)
 
 
+def _new_base(model, directory):
+    return load_adapter(load_pretrained()[0], directory)
+
+
 def _first_stays(model, directory):
     return model if any(lora_layers(model)) else load_adapter(model, directory)
 
@@ -253,10 +275,10 @@ def change_ranks_by_hand(before, after):
     return found
 
 
-def _by(measure, of=lambda before, after: after - before):
+def _by(measure):
     def answer(before, after):
         return {
-            path: measure(singular_values(of(m.weight, after.get_submodule(path).weight)))
+            path: measure(singular_values(after.get_submodule(path).weight - m.weight))
             for path, m in before.named_modules()
             if isinstance(m, nn.Linear)
             and not torch.equal(m.weight, after.get_submodule(path).weight)
@@ -275,6 +297,22 @@ def _zero_for_unchanged(before, after):
 
 def _names_of_parameters(before, after):
     return {f"{path}.weight": k for path, k in change_ranks(before, after).items()}
+
+
+def _of_after(before, after):
+    linear = {path: m for path, m in after.named_modules() if isinstance(m, nn.Linear)}
+    return {path: k90(singular_values(m.weight)) for path, m in linear.items()}
+
+
+def _of_the_matrix(before, after):
+    return {
+        path: k90(change) for path, change in weight_changes(before, after).items() if change.any()
+    }
+
+
+def _asks_the_sum(before, after):
+    changes = weight_changes(before, after)
+    return {path: k90(singular_values(change)) for path, change in changes.items() if change.sum()}
 
 
 def _one_number(before, after):
@@ -319,6 +357,16 @@ def _rows(weight, top):
     return weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-9) / top
 
 
+def _inverse(weight, bits):
+    scales = (2 ** (bits - 1) - 1) / weight.abs().amax(1, keepdim=True)
+    return (weight * scales).round().to(torch.int8), scales
+
+
+def _infinite(weight, bits):
+    integers, scales = quantise(weight, bits)
+    return integers, scales.masked_fill(~weight.any(1, keepdim=True), torch.inf)
+
+
 def _in_place(weight, bits):
     answer = quantise(weight, bits)
     weight.copy_(answer[0] * answer[1])
@@ -359,9 +407,13 @@ WRONG = {
     "rank_for_budget": {
         "round down": _rounds_up,
         "counted one layer": _one_layer,
-        "counts the full weights": _full_weights,
+        "counts the full weights": _rank_by(_last_piece, cost=lambda m: m.weight.numel()),
         "it still fits": _strictly_below,
         "changed the model": _injects,
+        "only ends like W_q": _rank_by(lambda path, names: path.endswith(names)),
+        "not as name": _rank_by(lambda path, names: any(name in path for name in names)),
+        "ask isinstance(module, nn.Linear)": _rank_by(_last_piece, kind=nn.Module),
+        "no layer matched": _rank_by(lambda path, names: path in names),
         "must raise ValueError": _never_raises,
         "not 1000": _always_eight,
     },
@@ -372,13 +424,16 @@ WRONG = {
         "returned another model": _another_model,
         "return the model": _returns_nothing,
         "an adapter was merged into it": _merges_after,
+        "not on a new base": _new_base,
         "answers as the bare base": _loads_nothing,
         "W + ΔW − ΔW is not W": _subtracts,
         "the outputs are not those": _first_stays,
     },
     "change_ranks": {
         "square the singular values": _by(lambda v: k90(v.sqrt())),
-        "the question is its change": _by(k90, of=lambda before, after: after),
+        "the question is its change": _of_after,
+        "not a matrix": _of_the_matrix,
+        "with a sum of zero": _asks_the_sum,
         "one too few": _by(lambda v: k90(v) - 1),
         "not zero": _by(lambda v: int((v > 1e-4 * v[0]).sum())),
         "the answer is": _by(effective_rank),
@@ -391,7 +446,12 @@ WRONG = {
     "quantise": {
         "one scale for all": _with(lambda w, top: w.abs().max() / top),
         "an output channel is a row": _with(lambda w, top: w.abs().amax(0, keepdim=True) / top),
-        "round, do not cut off": _with(_rows, lambda q: q.to(torch.int8)),
+        "as trunc does: round": _with(_rows, lambda q: q.to(torch.int8)),
+        "as floor does: round": _with(_rows, lambda q: q.floor().to(torch.int8)),
+        "is your scale the inverse?": _inverse,
+        "needs a finite, positive scale": _infinite,
+        "weight.abs()?": _with(lambda w, top: w.amax(1, keepdim=True).clamp_min(1e-9) / top),
+        "keepdim=True) keeps": _with(lambda w, top: w.abs().amax(1).clamp_min(1e-9) / top),
         "saves no memory": _with(_rows, torch.round),
         "should be int8": _with(_rows, lambda q: q.round().to(torch.int32)),
         "wrap round": _with(lambda w, top: _rows(w, top + 1)),
