@@ -316,7 +316,7 @@ def step_times(
     labels = [f"{ms:.0f} ms, {gb:.0f} GB" for ms, gb in decoder.values()]
     axes[-1].bar_label(bars, labels, padding=3, fontsize=11)
     longest = max(ms for ms, _ in decoder.values())
-    axes[-1].set(title="Decoder, 4096 wide", xticks=[], xlim=(0, 1.6 * longest))
+    axes[-1].set(title="Decoder, GPU", xticks=[], xlim=(0, 1.6 * longest))
     axes[-1].invert_yaxis()
     handles, names = axes[0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside lower center", ncols=4)
