@@ -1,7 +1,9 @@
 """What the recorded runs are for: every question with its design, and the answer they give.
 
 A question names what is compared (its levels), the score, how many seeds, and the threshold below
-which a difference is not worth a word. Written down before the runs were made.
+which a difference is not worth a word, both written down before the runs were made. The levels of
+"one-rate" and "rslora" were changed once the first runs were in: at r = 64 and α = 16, α / √r is
+what α = 2r gives, so that comparing these two could not have told anything.
 """
 
 import math
