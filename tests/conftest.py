@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import shutil
 import tempfile
 from collections import defaultdict
 from contextlib import contextmanager
@@ -39,6 +40,22 @@ def pytest_terminal_summary(terminalreporter):
         for file, duration in sorted(seconds.items()):
             terminalreporter.line(f"{duration:7.1f} s  {file}")
         terminalreporter.line(f"{sum(seconds.values()):7.1f} s  all {len(seconds)}")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The system's Chromium, headless, driven by Playwright."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip(f"no Chromium is installed: none of {', '.join(names)} is on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    as_root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=as_root)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(autouse=True)
