@@ -1,6 +1,8 @@
 """The benchmark measures what it says, refuses to compare what is not equal, and can be resumed."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -118,6 +120,45 @@ def test_on_a_bfloat16_base_peft_saves_casts_of_x_and_lora_lib_does_not(dropout,
     case = replace(STACK, width=64, length=256, dtype="bfloat16", dropout=dropout)
     ours, theirs = (saved_bytes(contestant(name, case)) for name in ("lora_lib", "PEFT"))
     assert ours <= most * theirs
+
+
+def test_counting_saved_bytes_leaves_nothing_in_memory():
+    """A graph whose nodes save their own outputs must not be kept by the one who looks."""
+    alive = []
+
+    class Noted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            alive.append(weakref.ref(ctx))
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy
+
+    entry = contestant("lora_lib", STACK)
+    run = entry.run
+    entry.run = lambda model: (Noted.apply(run(model)[0]).exp(), None)  # exp saves its output
+    assert saved_bytes(entry) > 0
+    gc.collect()
+    assert len(alive) == 1 and alive[0]() is None
+
+
+def test_a_failed_job_keeps_no_memory_while_the_next_one_runs(tmp_path):
+    models = []
+
+    def fails():
+        model = nn.Linear(4, 4)
+        models.append(weakref.ref(model))
+        raise torch.OutOfMemoryError(f"too large: {model}")
+
+    def next_one():
+        assert models[0]() is None
+        return record_of("next")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run_jobs({"big": fails, "next": next_one}, tmp_path / "out.jsonl", CPU, 60, facts={})
+    assert "next" in (tmp_path / "out.jsonl").read_text()
 
 
 def test_unloaded_is_made_of_plain_layers_and_computes_what_lora_computes():

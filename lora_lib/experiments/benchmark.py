@@ -17,6 +17,7 @@ import os
 import random
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -96,7 +97,9 @@ def saved_bytes(contestant: Contestant) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Not the tensor itself: a node that saves its own output would then hold itself, and the
+        # whole graph would stay in memory.
+        return tensor.detach()
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         output, _ = contestant.run(contestant.model)
@@ -384,6 +387,7 @@ def run_jobs(
             record = {"name": name} | job()
         except Exception as error:
             print(f"{name} failed: {error!r}", file=sys.stderr, flush=True)
+            traceback.clear_frames(error.__traceback__)  # they hold the models of the failed job
             errors.append(error)
         else:
             with path.open("a") as file:

@@ -158,6 +158,14 @@ def _lora_lib(model: nn.Module, case: Case) -> nn.Module:
     return model
 
 
+def _in_half(model: nn.Module, case: Case) -> nn.Module:
+    """With the factors in the base's dtype, as loralib and PEFT without casts have them."""
+    model = _lora_lib(model, case)
+    for A, B in factors(model).values():
+        A.data, B.data = (factor.data.to(getattr(torch, case.dtype)) for factor in (A, B))
+    return model
+
+
 def _fused(model: nn.Module, case: Case) -> nn.Module:
     return share_inputs(_lora_lib(model, case))
 
@@ -216,6 +224,7 @@ MAKE = {
     "PEFT": _peft,
     "PEFT without casts": _peft_without_casts,
     "loralib": _loralib,
+    "lora_lib without casts": _in_half,
     "lora_lib, fused": _fused,
     "lora_lib, merged": _merged,
     "lora_lib, unloaded": _unloaded,
@@ -224,18 +233,22 @@ MAKE = {
 
 def entrants(case: Case) -> list[str]:
     """Who takes part. `frozen` is the floor (no weight gets a gradient, the input does), `full` the
-    ceiling. PEFT keeps float32 factors on a half precision base and casts x, unless told not to.
+    ceiling. On a half precision base `lora_lib` and PEFT keep float32 factors, and PEFT casts x;
+    loralib's factors, and everybody's "without casts", have the base's dtype.
     """
     if case.mode == "inference":
         return [LORA, FLOOR, "lora_lib, merged", "lora_lib, unloaded"]
-    names = [LORA, FLOOR, CEILING, "PEFT", "PEFT without casts", "loralib", "lora_lib, fused"]
+    names = [LORA, FLOOR, CEILING, "PEFT", "loralib", "lora_lib, fused"]
+    names += [f"{name} without casts" for name in (LORA, "PEFT")]
     without = set()
     if case.dtype == "float32":
-        without |= {"PEFT without casts"}  # nothing to cast: the same as PEFT
+        without |= {"lora_lib without casts", "PEFT without casts"}  # nothing to cast
     if case.dropout or case.model == "course" or case.mode == "compiled":
         without |= {"lora_lib, fused"}
     if case.mode == "compiled":
-        without |= {"PEFT without casts", "loralib"}  # compiling takes its time
+        without |= {f"{name} without casts" for name in (LORA, "PEFT")} | {
+            "loralib"
+        }  # it takes time
     if case.vocabulary:
         without |= {CEILING, "loralib", "lora_lib, fused"}
     return [name for name in names if name not in without]
