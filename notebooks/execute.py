@@ -16,17 +16,22 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 
 
-def execute(path: Path) -> float:
-    """Run a notebook from the top and write it back; returns the seconds it took."""
-    notebook = nbformat.read(path, as_version=4)
-    start = time.perf_counter()
+def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
+    """Run a notebook's cells from the top, in `folder`; it holds their outputs then."""
     NotebookClient(
         notebook,
         timeout=600,
         kernel_name="python3",
         record_timing=False,
-        resources={"metadata": {"path": str(path.parent)}},
+        resources={"metadata": {"path": str(folder)}},
     ).execute()
+
+
+def execute(path: Path) -> float:
+    """Run a notebook from the top and write it back; returns the seconds it took."""
+    notebook = nbformat.read(path, as_version=4)
+    start = time.perf_counter()
+    run(notebook, path.parent)
     seconds = time.perf_counter() - start
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:

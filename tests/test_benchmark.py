@@ -435,15 +435,26 @@ def test_the_figure_draws_the_ratios_it_is_given_and_the_floor():
 # --- what is recorded -----------------------------------------------------------------------------
 
 
-def test_a_recorded_case_has_every_contestant_and_says_where_it_was_measured():
-    rows = load_benchmark("cpu")
-    names = [row["name"] for row in rows]
-    assert len(names) == len(set(names)) > 10
-    assert set(names) <= {describe(case) for case in cases(CPU)}
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_case_is_recorded_with_every_contestant(device):
+    rows = load_benchmark(device)
+    assert {row["name"] for row in rows} == {describe(c) for c in cases(torch.device(device))}
     for row in rows:
         assert list(row["contestants"]) == entrants(Case(**row["case"])) and not row["failed"]
-        assert row["provenance"]["device"].startswith("cpu")
-        assert all(row["provenance"][name] for name in ("date", "torch", "peft", "loralib"))
+        assert row["provenance"]["device"].startswith(device)
+
+
+def test_every_measurement_of_the_large_model_is_recorded():
+    rows = {row["name"]: row for row in large.load_large()}
+    for mode in ("train", "checkpointed"):
+        case = replace(large.SEVEN_B, mode=mode)
+        row = rows.pop(describe(case))
+        assert {*row["contestants"], *row["failed"]} == set(entrants(case))
+        assert "lora_lib" in row["contestants"]
+    assert {name: list(row["contestants"]) for name, row in rows.items()} == {
+        f"full, {bytes_each} bytes a parameter": ["full"] for bytes_each in large.FULL_RECIPES
+    }
+    assert all(row["provenance"]["device"].startswith("cuda") for row in large.load_large())
 
 
 def test_targets_name_layers_of_their_models():

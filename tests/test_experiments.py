@@ -51,11 +51,8 @@ def levels(*names):
     return [(name, label) for name in names for label in QUESTIONS[name].levels]
 
 
-COMPLETE = ("methods", "pairs", "rank", "targets", "budget", "same-town", "matrices")
-
-
-@pytest.mark.parametrize(("name", "label"), levels(*COMPLETE))
-def test_every_level_of_these_questions_has_five_seeds(name, label):
+@pytest.mark.parametrize(("name", "label"), levels(*QUESTIONS))
+def test_every_level_of_every_question_has_five_seeds(name, label):
     assert len(QUESTIONS[name].scores(label, ROWS)) == len(SEEDS) == 5
 
 
@@ -70,6 +67,15 @@ def test_a_chosen_rate_has_a_worse_one_on_either_side(key):
     tried = tried_rates(ROWS, key)
     if len(tried) >= 3 and not untried_rates(tried, guess(key)):
         assert min(tried) < chosen_rate(ROWS, key) < max(tried)
+
+
+@pytest.mark.parametrize(("name", "label"), levels(*QUESTIONS))
+def test_no_better_rate_is_left_to_try_for_a_level(name, label):
+    question = QUESTIONS[name]
+    level = question.levels[label]
+    if not level.lr:
+        setting = tuning_key(level)
+        assert not untried_rates(tried_rates(ROWS, setting, question.rate_by), guess(setting))
 
 
 @pytest.mark.parametrize("path", [RESULTS.with_suffix(".provenance.json"), BASELINES, CHANGES])
@@ -106,6 +112,14 @@ def tried(lr, bits, **factors):
 def test_the_rate_with_the_fewest_validation_bits_is_chosen():
     rows = [tried(1.0, 0.9), tried(2.0, 0.7), tried(3.0, 0.8), tried(4.0, 0.1, method="full")]
     assert chosen_rate(rows, CENTRE) == 2.0
+
+
+def test_a_rate_can_be_chosen_by_exact_match_and_bits_break_ties():
+    scores = {1.0: (0.2, 0.5), 2.0: (0.4, 0.9), 3.0: (0.4, 0.8), 4.0: (0.3, 0.1)}
+    rows = [tried(lr, 0) | {"validation": {"exact_match": exact, "bits": bits}}
+            for lr, (exact, bits) in scores.items()]  # fmt: skip
+    assert chosen_rate(rows, CENTRE, "exact_match") == 3.0
+    assert chosen_rate(rows, CENTRE) == 4.0
 
 
 def test_other_scripts_and_seeds_use_the_rate_of_the_centre_and_other_factors_their_own():

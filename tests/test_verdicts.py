@@ -82,11 +82,7 @@ def test_every_saying_is_judged_and_says_who_says_it(judged):
     assert len(judged) == len(SAYINGS) >= 12
     for row in judged.values():
         assert row.source and row.reported and row.why
-        assert row.verdict in (REPRODUCED, NOT_REPRODUCED, CANT_TELL) or (
-            row.verdict.startswith("not recorded yet (")
-        )
-        if row.verdict in (REPRODUCED, NOT_REPRODUCED, CANT_TELL):
-            assert row.measured
+        assert row.verdict in (REPRODUCED, NOT_REPRODUCED, CANT_TELL) and row.measured
 
 
 # --- every number, computed again ----------------------------------------------------------------
@@ -121,7 +117,12 @@ def at(rank: int, **factors) -> list[Run]:
 
 
 FULL, EIGHT = [method("full")], at(8)
+# An explicit learning rate is the one with the most exact matches on validation.
 COMPARED = {
+    "100 pairs, LoRA minus full, exact match, rates chosen by it": (
+        at(8, pairs=100, lr=2e-2), [method("full", pairs=100, lr=1e-3)]),
+    "300 pairs, LoRA minus full, exact match, rates chosen by it": (
+        at(8, pairs=300, lr=1e-2), [method("full", pairs=300, lr=5e-4)]),
     "r = 8 minus full, mean of six scripts": (across(), across(method="full")),
     "r = 64 minus full, Georgian": (at(64), FULL),
     "100 pairs, LoRA minus full, exact match": (at(8, pairs=100), [method("full", pairs=100)]),
@@ -131,7 +132,7 @@ COMPARED = {
     "r = 8 minus from scratch, same steps, mean of six scripts": (
         across(), across(method="scratch")),
     "r = 8 minus from scratch with ten times the steps, mean of six scripts": (
-        across(), across(method="scratch", steps=5000)),
+        across(), across(method="scratch", steps=5000, lr=2e-3)),
     "W_q, W_v at r = 38 minus all linear layers at r = 8": (at(38, targets="W_q, W_v"), EIGHT),
     "all linear layers at r = 8 minus W_q, W_v at r = 38": (EIGHT, at(38, targets="W_q, W_v")),
     "all linear layers at r = 8 minus attention at r = 19": (EIGHT, at(19, targets="attention")),
@@ -161,13 +162,9 @@ def test_every_difference_is_computed_again_from_the_rows(words, judged):
     for run in (*ours, *theirs):
         scores.append(by_seed(run, *score))
         seeds.append(set(scores[-1]))
-    complete = set.intersection(*seeds)
+    assert set.intersection(*seeds) == set(range(5))
     [says] = [s.says for s in SAYINGS if words in [measure.words for measure in s.measures]]
     row = judged[says]
-    if len(complete) < 5:
-        assert words not in row.measured
-        assert row.verdict.startswith("not recorded yet (")
-        return
     means = [[np.mean([found[seed] for found in side]) for seed in range(5)]
              for side in (scores[: len(ours)], scores[len(ours) :])]  # fmt: skip
     assert f"{words}: {interval_text(list(np.subtract(*means)))}" in row.measured

@@ -71,6 +71,7 @@ def _others(question: str, label: str, start: str = "") -> list[tuple[Level, Lev
 COMPARED: dict[str, list[tuple[Level, Level]]] = {
     "methods": _rivals("methods", SCRIPTS),
     "pairs": _rivals("pairs", (100, 300, 1000, "all")),
+    "pairs-by-match": _rivals("pairs-by-match", (100, 300, 1000, "all")),
     "rank": [(("rank", f"r = {2 * r}"), ("rank", f"r = {r}")) for r in (1, 2, 4, 8, 16, 32)],
     "targets": _others("targets", "all-linear"),
     "budget": _others("budget", "all-linear, r = 8"),
@@ -80,10 +81,13 @@ COMPARED: dict[str, list[tuple[Level, Level]]] = {
         for label in QUESTIONS["one-rate"].levels
     ],
     "same-town": _rivals("same-town", (500, "all")),
-    "ten-times": [
-        (("methods", f"LoRA r=8, {s}"), ("ten-times", f"from scratch, 10 × the steps, {s}"))
-        for s in SCRIPTS
-    ],
+    **{
+        name: [
+            (("methods", f"LoRA r=8, {s}"), (name, f"from scratch, 10 × the steps, {s}"))
+            for s in SCRIPTS
+        ]
+        for name in ("ten-times", "ten-times-by-bits")
+    },
     "alpha": [(("alpha", f"α = {a}"), ("alpha", "α = 16")) for a in (4, 64)],
     "rslora": _others("rslora", "α / √r"),
     "frozen-a": _others("frozen-a", "B alone, r = 16"),

@@ -25,10 +25,6 @@ from lora_lib.model import (
 from lora_lib.training import accuracy, adamw, adapt, classification_loss, evaluate, fit
 
 RESULTS = Path(__file__).parent / "results" / "sweep.jsonl"
-# Ten times the steps from scratch, three seeds, at the rate tuned for 500 steps. Recorded with the
-# vocabulary of an earlier base, of which a model from scratch takes nothing else; the question
-# "ten-times" replaces it once it is recorded.
-SCRATCH_5000_STEPS = RESULTS.with_name("scratch_5000_steps.jsonl")
 
 TARGETS = {
     "all-linear": "all-linear",
@@ -189,25 +185,28 @@ def tuning_key(run: Run) -> Run:
     return replace(run, script=CENTRE.script, seed=0, lr=None)
 
 
-def tried_rates(rows: list[dict], run: Run) -> dict[float, float]:
-    """Learning rate → validation score (more is better) of the recorded runs at `tuning_key`."""
+def tried_rates(rows: list[dict], run: Run, by: str = "bits") -> dict[float, float]:
+    """Learning rate → validation score (see there) of the recorded runs at `tuning_key`."""
     wanted = asdict(tuning_key(run))
     del wanted["lr"]
     rows = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-    return {row["lr"]: validation_score(row) for row in sorted(rows, key=lambda row: row["lr"])}
+    return {row["lr"]: validation_score(row, by) for row in sorted(rows, key=lambda r: r["lr"])}
 
 
-def validation_score(row: dict) -> float:
-    """Minus the bits per character, or the accuracy; minus infinity for a run that diverged."""
+def validation_score(row: dict, by: str = "bits") -> float:
+    """More is better: the accuracy in classification; otherwise minus the bits per character, or
+    with by="exact_match" that, bits breaking ties. Minus infinity for a run that diverged."""
     scores = row["validation"]
     if scores is None:
         return -math.inf
-    return scores["accuracy"] if "accuracy" in scores else -scores["bits"]
+    if "accuracy" in scores:
+        return scores["accuracy"]
+    return -scores["bits"] if by == "bits" else scores[by] - 1e-6 * scores["bits"]
 
 
-def chosen_rate(rows: list[dict], run: Run) -> float:
+def chosen_rate(rows: list[dict], run: Run, by: str = "bits") -> float:
     """The learning rate with the best validation score at `run`'s setting (see tuning_key)."""
-    tried = tried_rates(rows, run)
+    tried = tried_rates(rows, run, by)
     return max(tried, key=tried.get)
 
 

@@ -72,7 +72,8 @@ def plan(rows: list[dict], questions: Iterable[Question]) -> Iterator[Run]:
     for question in questions:
         for label, level in question.levels.items():
             setting = tuning_key(level)
-            rates = [] if level.lr else untried_rates(tried_rates(rows, setting), guess(setting))
+            tried = tried_rates(rows, setting, question.rate_by)
+            rates = [] if level.lr else untried_rates(tried, guess(setting))
             yield from (run for rate in rates if (run := replace(setting, lr=rate)) not in done)
             if not rates:
                 ready.append((question, label))
