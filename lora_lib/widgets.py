@@ -25,7 +25,8 @@ _WIDE = Layout(width="30em")
 
 def _answering(control: ValueWidget, answer: Callable[[object], str]) -> VBox:
     """`control` above the HTML that `answer` gives for its value, now and after every change."""
-    page = HTML(answer(control.value))
+    page = HTML(answer(control.value), layout=Layout(align_self="flex-start"))
+    page.add_class("jp-RenderedHTMLCommon")  # tables as everywhere else in JupyterLab
 
     def rewrite(change):
         page.value = answer(change["new"])
@@ -68,7 +69,7 @@ def _problem(name: str, tokenizer: Tokenizer, max_len: int) -> str | None:
     if strange:
         shown = ", ".join(f"“{character}”" for character in strange[:5])
         return (
-            f"The adapters have learned from names in Latin letters; {shown} is not among them. "
+            f"The adapters read names in Latin letters and cannot read {shown}. "
             "Try a name such as Yerevan or São Paulo."
         )
     if not any(map(str.isalpha, name)):
