@@ -9,7 +9,7 @@ import html
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from ipywidgets import HTML, FloatSlider, IntSlider, Layout, Text, ValueWidget, VBox
+from ipywidgets import HTML, FloatSlider, IntSlider, Text, ValueWidget, VBox
 from torch import Tensor, nn
 
 from lora_lib.adapters import adapter_directory, adapter_names, load_adapter
@@ -20,12 +20,12 @@ from lora_lib.model import SmallTransformer, load_pretrained
 from lora_lib.notebook import table_html
 from lora_lib.training import transliterate
 
-_WIDE = Layout(width="30em")
+_WIDE = {"width": "30em"}
 
 
 def _answering(control: ValueWidget, answer: Callable[[object], str]) -> VBox:
     """`control` above the HTML that `answer` gives for its value, now and after every change."""
-    page = HTML(answer(control.value), layout=Layout(align_self="flex-start"))
+    page = HTML(answer(control.value), layout={"align_self": "flex-start"})
     page.add_class("jp-RenderedHTMLCommon")  # tables as everywhere else in JupyterLab
 
     def rewrite(change):
