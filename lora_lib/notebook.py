@@ -106,15 +106,18 @@ def show_table(
 
     Text of any script is set in its own direction.
     """
-    mark = "recorded results; " if recorded and caption else "recorded results" if recorded else ""
+    mark = "recorded results" if recorded else ""
+    display(HTML(table_html(columns, rows, "; ".join(filter(None, (mark, caption))))))
+
+
+def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> str:
+    """The HTML of such a table."""
     head = "".join(f"<th style='text-align:left'>{html.escape(c)}</th>" for c in columns)
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-    display(
-        HTML(
-            f"<table style='font-size:1.05em'><caption style='caption-side:bottom;"
-            f"text-align:left'>{mark}{html.escape(caption)}</caption>"
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+    return (
+        f"<table style='font-size:1.05em'><caption style='caption-side:bottom;"
+        f"text-align:left'>{html.escape(caption)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
 
 
