@@ -106,7 +106,14 @@ def describe_figures(app, doctree) -> None:
             image["alt"] = alt[name]
 
 
+def part_cells(app, doctree) -> None:
+    """A space between the cells of a drawn table, or the search index takes them for one word."""
+    for raw in doctree.findall(nodes.raw):
+        raw.children = [nodes.Text(re.sub("(?=</t[dh]>)", " ", raw.astext()))]
+
+
 def setup(app) -> None:
     app.connect("source-read", read_page)
     app.connect("doctree-read", link_folders)
     app.connect("doctree-read", describe_figures)
+    app.connect("doctree-read", part_cells)
