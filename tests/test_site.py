@@ -205,6 +205,10 @@ def visit(browser, served):
     asked of another machine, and nothing may have gone wrong."""
     contexts, asked, wrong = [], [], []
 
+    def failed(request):
+        if request.failure != "net::ERR_ABORTED":  # the reader went on before all was there
+            wrong.append(request.url)
+
     def new_page(size):
         width, height = SIZES[size]
         context = browser.new_context(
@@ -215,7 +219,7 @@ def visit(browser, served):
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: asked.append(request.url))
-        page.on("requestfailed", lambda request: wrong.append(request.url))
+        page.on("requestfailed", failed)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
         return page
