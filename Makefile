@@ -3,6 +3,7 @@
 # make notebooks  re-execute every notebook; the only thing that writes their outputs and figures/
 # make seeds      run the seven notebooks with other seeds; says how near each claim came to its bound
 # make assignment write the exercises for a class into grading/ (see grading/README.md)
+# make site       write the course as a web site into docs/_build/html, to read without running it
 # Each sets up .venv by itself, once. Another Python: make lab PYTHON=python3.12
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
@@ -10,7 +11,7 @@ BIN := .venv/bin
 LAB_ARGS ?=
 ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test notebooks seeds assignment
+.PHONY: lab test notebooks seeds assignment site
 
 lab: .venv/installed
 	$(BIN)/jupyter lab $(ROOT) --LabApp.default_url=/lab/tree/notebooks/01_rank_intuition.ipynb $(LAB_ARGS)
@@ -31,12 +32,16 @@ assignment: .venv/installed-test
 	$(BIN)/python -m lora_lib.exercises.release assignment grading
 	cd grading && PATH="$(abspath $(BIN)):$$PATH" nbgrader generate_assignment exercises --force
 
+site: .venv/installed-site
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, and this is {v[0]}.{v[1]}: make lab PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test]'
+.venv/installed-%: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[$*]'
 	touch $@

@@ -1,6 +1,7 @@
 """The notebooks as committed, and that any cell can be run twice. nbval runs them as they are."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -80,6 +81,17 @@ def test_links_between_notebooks_resolve(path):
         if cell.cell_type == "markdown":
             for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", cell.source):
                 assert (path.parent / target).exists(), target
+
+
+@by_name
+def test_headings_are_in_order(path):
+    """One title, and no level left out: what a screen reader steps through."""
+    cells = nbformat.read(path, as_version=4).cells
+    source = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    source = re.sub(r"^```.*?^```", "", source, flags=re.DOTALL | re.MULTILINE)
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", source, re.MULTILINE)]
+    assert levels[0] == 1 and levels.count(1) == 1, levels
+    assert all(after - before <= 1 for before, after in pairwise(levels)), levels
 
 
 # Training is cut to three steps: the question here is whether a cell may be run again.
