@@ -344,8 +344,8 @@ def course(tmp_path):
     return tmp_path
 
 
-def make(folder, *arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+def make(folder, *arguments, **more):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | more
     result = subprocess.run(
         ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True
     )
@@ -374,6 +374,17 @@ def test_make_lab_stops_before_the_set_up_where_it_cannot_work(course):
     status, text = make(course, "lab", f"PYTHON={old}")
     assert status and "problem  Python 3.11 or newer is needed, and this is 3.8.18" in text
     assert not (course / ".venv").exists()
+
+
+def test_a_set_up_without_network_says_how_to_go_on(course):
+    """No index is what pip has without network. The lines that it ends with stand on the page."""
+    none = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+    status, text = make(course, "lab", f"PYTHON={sys.executable}", **none)
+    assert status
+    for line in quoted("ERROR: (Could not find|No matching)"):
+        assert line in text
+    assert "docs/troubleshooting.md says what the message above may mean" in text
+    assert not (course / ".venv" / "installed").exists()
 
 
 # --- the page ------------------------------------------------------------------------------------
