@@ -1,4 +1,5 @@
 # make lab        open the course in JupyterLab
+# make check      say what is missing or odd here, and what to do
 # make test       check everything: style, unit tests, every notebook
 # make notebooks  re-execute every notebook; the only thing that writes their outputs and figures/
 # make seeds      run the seven notebooks with other seeds; says how near each claim came to its bound
@@ -9,12 +10,16 @@
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
 BIN := .venv/bin
 LAB_ARGS ?=
+PYTHON_OR_STOP = $(or $(PYTHON),$(error no Python was found: install Python 3.11, 3.12 or 3.13, or say where it is: make lab PYTHON=/path/to/python3.11))
 ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test notebooks seeds assignment site
+.PHONY: lab check test notebooks seeds assignment site slides
 
 lab: .venv/installed
 	$(BIN)/jupyter lab $(ROOT) --LabApp.default_url=/lab/tree/notebooks/01_rank_intuition.ipynb $(LAB_ARGS)
+
+check:
+	@$(or $(shell command -v $(BIN)/python),$(PYTHON_OR_STOP)) check.py
 
 test: .venv/installed-test
 	$(BIN)/ruff check .
@@ -37,9 +42,11 @@ site: .venv/installed-site
 	@echo "Open docs/_build/html/index.html"
 
 .venv/installed: requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, and this is {v[0]}.{v[1]}: make lab PYTHON=/path/to/python3.11")'
+	@$(PYTHON_OR_STOP) check.py --before-set-up
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -e . || \
+		{ echo; echo 'The set-up was not finished. docs/troubleshooting.md says what the message above may mean;'; \
+		echo 'then run make lab again: what is installed already is kept.'; false; }
 	touch $@
 
 .venv/installed-%: .venv/installed

@@ -193,7 +193,8 @@ def _read(directory: Path) -> tuple[dict, dict[str, Tensor]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (ValueError, SafetensorError) as error:
         raise ValueError(
-            f"the adapter in {directory} is damaged ({error}); save it anew"
+            f"the adapter in {directory} is damaged ({error}); save it anew, or restore one of the "
+            "course with `git checkout -- lora_lib/pretrained`"
         ) from error
     if not isinstance(stored, dict):
         raise ValueError(f"the configuration in {directory} is not a JSON object; save it anew")

@@ -177,8 +177,8 @@ def read_metadata(path: Path = BASE_FILE) -> dict:
     """`config`, `characters` and `provenance` of a base file; raises as load_pretrained does."""
     path = Path(path)
     remedy = (
-        "restore it with `git checkout -- lora_lib/pretrained`, or train it anew with "
-        "`python -m lora_lib.experiments.pretrain`"
+        "restore it with `git checkout -- lora_lib/pretrained` or from a new download of the "
+        "course, or train it anew with `python -m lora_lib.experiments.pretrain`"
     )
     if not path.is_file():
         raise FileNotFoundError(f"no base model at {path}; {remedy}")
