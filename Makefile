@@ -1,6 +1,7 @@
 # make lab        open the course in JupyterLab
 # make test       check everything: style, unit tests, every notebook
 # make notebooks  re-execute every notebook; the only thing that writes their outputs and figures/
+# make slides     make the slides of the 90-minute class, in slides/
 # make assignment write the exercises for a class into grading/ (see grading/README.md)
 # Each sets up .venv by itself, once. Another Python: make lab PYTHON=python3.12
 
@@ -9,7 +10,7 @@ BIN := .venv/bin
 LAB_ARGS ?=
 ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test notebooks assignment
+.PHONY: lab test notebooks slides assignment
 
 lab: .venv/installed
 	$(BIN)/jupyter lab $(ROOT) --LabApp.default_url=/lab/tree/notebooks/01_rank_intuition.ipynb $(LAB_ARGS)
@@ -22,6 +23,9 @@ test: .venv/installed-test
 notebooks: .venv/installed-test
 	$(BIN)/python notebooks/execute.py
 	$(BIN)/ruff format -q notebooks
+
+slides: .venv/installed-test
+	$(BIN)/python docs/make_slides.py
 
 assignment: .venv/installed-test
 	$(BIN)/python -m lora_lib.exercises.release assignment grading

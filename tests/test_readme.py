@@ -47,7 +47,7 @@ def test_links_and_pictures_resolve():
 
 def test_commands_exist():
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"\bmake (lab|test|notebooks|assignment)\b", README))
+    targets = set(re.findall(r"\bmake (lab|test|notebooks|slides|assignment)\b", README))
     assert targets == set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
     modules = re.findall(r"python -m lora_lib\.(\S+?)`", README)
     assert len(modules) == 8

@@ -1,4 +1,4 @@
-"""The answers at the end of the instructor guide: `python docs/answers.py` writes them anew.
+"""The answers at the end of the instructor guide: `python docs/make_answers.py` writes them anew.
 
 They are those of lora_lib.exercises, and a test fails as long as the guide says something else.
 """
@@ -9,7 +9,7 @@ from lora_lib.exercises import everything, quiz
 from lora_lib.exercises.engine import Choice
 
 GUIDE = Path(__file__).parent / "instructor_guide.md"
-MARK = "<!-- What follows is written by `python docs/answers.py`. -->\n"
+MARK = "<!-- What follows is written by `python docs/make_answers.py`. -->\n"
 
 
 def answers() -> str:
@@ -22,7 +22,7 @@ def _quizzes() -> str:
     lines = [
         "## Answers to the two quizzes\n",
         f"Before the course: `{before}`. Exit quiz: `{after}`. Question n of",
-        "both is about the same idea. Below each: what a wrong letter of the exit quiz stands for.\n",
+        "both is about the same idea. Below: what a wrong letter of the exit quiz stands for.\n",
     ]
     pairs = zip(quiz.IDEAS, quiz.before.questions, quiz.after.questions, strict=True)
     for number, ((idea, notebook), before, after) in enumerate(pairs, start=1):

@@ -1,15 +1,17 @@
-"""The 90-minute class as slides: `python docs/slides.py` writes slides/lora_in_90_minutes.html.
+"""The 90-minute class as slides: `python docs/make_slides.py` writes slides/lora_in_90_minutes.html.
 
 One file that needs no network. What is on the slides comes from the notebooks: their cells tagged
 `core90`, as committed, with their outputs. The order, the minutes and the speaker's notes come from
 instructor_guide.md: a `###` heading there is a part of the class, a `####` heading a section of a
 notebook, and the text below it the notes.
 
-A cell's slide type (JupyterLab: Property Inspector) says where it goes: "-" on the slide of the cell
-before it, "slide" and "subslide" on a new one, "skip" nowhere.
+A cell's slide type (JupyterLab: Property Inspector) says where it goes: "-" on the slide of the
+cell before it if there is room, "slide" and "subslide" on a new one, "skip" nowhere.
 """
 
 import re
+import struct
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
@@ -28,7 +30,9 @@ HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parent / "notebooks"
 OUTPUT = HERE.parent / "slides" / "lora_in_90_minutes.html"
 REVEAL = Path(sphinx_revealjs.__file__).parent / "_static" / "revealjs"
-TALL = 9  # lines of code above which the output gets a slide of its own
+# What a slide holds below its title, in pixels. It is 640 high, and the page makes smaller what is
+# a little too tall.
+WIDTH, ROOM = 1240, 690
 
 PART = re.compile(r"^### \d\. (.+) \((\d+) minutes\)$", re.MULTILINE)
 STEP = re.compile(r"^#### (.+) \(notebook (\d\d), (\d+) minutes?\)$", re.MULTILINE)
@@ -56,6 +60,7 @@ class Part:
 class Slide:
     title: str
     html: list[str] = field(default_factory=list)
+    height: float = 0
 
 
 # --- the guide -----------------------------------------------------------------------------------
@@ -113,31 +118,58 @@ def slide_type(cell: NotebookNode) -> str:
 
 
 def section_slides(heading: str, cells: list[NotebookNode]) -> list[Slide]:
-    """The slides of a section; those that would stay empty are left out."""
+    """The slides of a section. What does not fit below the rest of a slide gets another one."""
     slides = [Slide(heading)]
+
+    def put(html: str, height: float) -> None:
+        if slides[-1].html and slides[-1].height + height > ROOM:
+            slides.append(Slide(heading))
+        slides[-1].html.append(html)
+        slides[-1].height += height
+
     for cell in cells:
-        if slide_type(cell) in ("slide", "subslide"):
+        if slide_type(cell) in ("slide", "subslide") and slides[-1].html:
             slides.append(Slide(heading))
         if cell.cell_type == "markdown":
-            slides[-1].html.append(markdown(cell.source))
+            put(markdown(cell.source), text_height(cell.source))
             continue
-        slides[-1].html.append(highlight(cell.source, PythonLexer(), HtmlFormatter()))
-        if cell.outputs and len(cell.source.splitlines()) > TALL:
-            slides.append(Slide(heading))
-        slides[-1].html += map(output_html, cell.outputs)
-    return [slide for slide in slides if slide.html]
+        if not draws(cell):
+            code = re.sub(r"  # fmt: skip$", "", cell.source, flags=re.MULTILINE)
+            put(highlight(code, PythonLexer(), HtmlFormatter()), 30 + 27 * len(code.splitlines()))
+        for output in cell.outputs:
+            for html, height in shown(output):
+                put(html, height)
+    return slides
 
 
-def output_html(output: NotebookNode) -> str:
+def draws(cell: NotebookNode) -> bool:
+    """Whether its output is a figure: then its code is about drawing, and is not shown."""
+    return any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+def text_height(source: str) -> float:
+    """Pixels, about, at the sizes of the template; so are the other heights here."""
+    return sum(14 + 39 * -(-len(block) // 85) for block in source.split("\n\n"))
+
+
+def shown(output: NotebookNode) -> Iterator[tuple[str, float]]:
+    """What an output shows, as HTML, and its height; printed text in pieces between empty lines."""
     if output.output_type == "stream":
-        return f"<pre class='printed'>{escape(output.text.rstrip())}</pre>"
+        for piece in re.split(r"\n\n+", output.text.strip("\n")):
+            yield f"<pre class='printed'>{escape(piece)}</pre>", 45 + 27 * piece.count("\n")
+        return
     data = output.data
     if "image/png" in data:
+        width, height = struct.unpack(">II", b64decode(data["image/png"][:32])[16:24])
         alt = escape(output.metadata.get("image/png", {}).get("alt", ""), quote=True)
-        return f'<img alt="{alt}" src="data:image/png;base64,{data["image/png"].strip()}">'
-    if "text/html" in data:
-        return f"<div class='rich'>{data['text/html']}</div>"
-    return f"<pre class='printed'>{escape(data['text/plain'])}</pre>"
+        source = f"data:image/png;base64,{data['image/png'].strip()}"
+        yield f'<img alt="{alt}" src="{source}">', height * min(1, WIDTH / width)
+    elif "text/html" in data:
+        html = data["text/html"]
+        height = 20 + max(45 * html.count("<tr"), 27 * html.count("\n"))
+        yield f"<div class='rich'>{html}</div>", height
+    else:
+        yield f"<pre class='printed'>{escape(data['text/plain'])}</pre>", 45
 
 
 # --- Markdown ------------------------------------------------------------------------------------
