@@ -1,4 +1,4 @@
-"""The 90-minute class as slides: `python docs/make_slides.py` writes slides/lora_in_90_minutes.html.
+"""Slides of the 90-minute class: `python docs/make_slides.py` writes them into slides/.
 
 One file that needs no network. What is on the slides comes from the notebooks: their cells tagged
 `core90`, as committed, with their outputs. The order, the minutes and the speaker's notes come from
