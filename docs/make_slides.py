@@ -206,7 +206,10 @@ def stacks(plan: list[Part], notebooks: dict) -> Iterator[list[str]]:
     for number, part in enumerate(plan, start=1):
         rows = "".join(f"<li>{escape(step.heading)}</li>" for step in part.steps)
         html = f"<p>{part.minutes} minutes, from minute {minute}</p><ul>{rows}</ul>"
-        yield [_section(Slide(f"{number}. {part.title}", [html]), "", 0, "part")]
+        notes = "\n".join(
+            f"- {s.minutes} min: {s.heading}, notebook {s.notebook}" for s in part.steps
+        )
+        yield [_section(Slide(f"{number}. {part.title}", [html]), markdown(notes), 0, "part")]
         minute += part.minutes
         for step in part.steps:
             cells = notebooks.get(step.notebook, {}).get(step.heading)
@@ -218,7 +221,7 @@ def stacks(plan: list[Part], notebooks: dict) -> Iterator[list[str]]:
             left.discard((step.notebook, step.heading))
             slides = section_slides(step.heading, cells)
             seconds = 60 * step.minutes // len(slides)
-            notes = markdown(f"**{step.minutes} min, notebook {step.notebook}.** {step.notes}")
+            notes = markdown(f"**{step.minutes} min, notebook {step.notebook}**\n\n{step.notes}")
             yield [_section(slide, notes, seconds, step.notebook) for slide in slides]
     if left:
         raise ValueError(f"tagged core90, but not in the guide: {sorted(left)}")

@@ -107,6 +107,28 @@ def test_the_misconceptions_are_shown_where_the_table_says():
     assert [(n, h) for n, h in places if h not in HEADINGS[n]] == []
 
 
+def test_the_numbers_in_the_guide_are_those_of_the_notebooks():
+    measured = {  # in the guide, in the outputs of the notebook
+        "112 GB against 14.6 GB": ("01", "full fine-tuning 112.0 GB, LoRA 14.6 GB"),
+        "31 of 128 for Georgian": ("01", ">31.3<"),
+        "49 for more pretraining": ("01", ">48.9<"),
+        "65 for\n  noise": ("01", ">65.0<"),
+        "about 70 % of the energy": ("01", "of W_q, block 1, hold: measured 0.7"),
+        "2 in 100 at r = 8": ("02", "2.08 in 100"),
+        "79,128, or 8 %": ("04", ">79,128<"),
+        "0.53 of unseen towns. Cut to rank 8: 0.06": (
+            "04",
+            "trained at rank 8: 0.53; cut to rank 8: 0.06",
+        ),
+        "25 LoRA layers": ("05", "25 LoRA layers"),
+        "all 856,448 weights": ("05", "merged: 856,448 of 856,448"),
+    }
+    for said, (notebook, output) in measured.items():
+        assert said in GUIDE, said
+        [path] = [path for path in SEVEN if path.name.startswith(notebook)]
+        assert output in path.read_text("utf-8"), output
+
+
 # --- what learners say ---------------------------------------------------------------------------
 
 
