@@ -30,7 +30,7 @@ TAUGHT = [path for path in SEVEN if of_the_class(path)]
 
 @pytest.mark.parametrize("path", TAUGHT, ids=lambda path: path.stem)
 def test_the_cells_of_the_class_run_by_themselves(path, monkeypatch):
-    """Training is cut to three steps; no claim of the class rests on it, and nbval runs it all."""
+    """Training is cut to three steps, enough to see whether a cell lacks another one."""
     monkeypatch.setenv("LORA_LIB_STRICT", "1")
     notebook = nbformat.read(path, as_version=4)
     sources = [cell.source for cell in of_the_class(path) if cell.cell_type == "code"]
