@@ -3,6 +3,7 @@
 # make test       check everything: style, unit tests, every notebook
 # make notebooks  re-execute every notebook; the only thing that writes their outputs and figures/
 # make seeds      run the seven notebooks with other seeds; says how near each claim came to its bound
+# make slides     make the slides of the 90-minute class, in slides/
 # make assignment write the exercises for a class into grading/ (see grading/README.md)
 # make site       write the course as a web site into docs/_build/html, to read without running it
 # Each sets up .venv by itself, once. Another Python: make lab PYTHON=python3.12
@@ -32,6 +33,9 @@ notebooks: .venv/installed-test
 
 seeds: .venv/installed-test
 	$(BIN)/python notebooks/seeds.py
+
+slides: .venv/installed-test
+	$(BIN)/python docs/make_slides.py
 
 assignment: .venv/installed-test
 	$(BIN)/python -m lora_lib.exercises.release assignment grading
