@@ -25,7 +25,7 @@ check:
 test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	LORA_LIB_STRICT=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks
+	LORA_LIB_STRICT=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env tests notebooks
 
 notebooks: .venv/installed-test
 	$(BIN)/python notebooks/execute.py
