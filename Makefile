@@ -21,6 +21,7 @@ test: .venv/installed-test
 
 notebooks: .venv/installed-test
 	$(BIN)/python notebooks/execute.py
+	$(BIN)/python docs/other_eyes.py
 	$(BIN)/ruff format -q notebooks
 
 assignment: .venv/installed-test

@@ -22,7 +22,7 @@ WIDTH, NORMAL, TALL = 10, 4.2, 5
 # Okabe & Ito's palette, told apart with any kind of colour vision, and darker kin of two of them.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#767676"
-DARK_GREEN, BROWN = "#005C43", "#7A4A00"
+DARK_GREEN, BROWN, PALE = "#005C43", "#7A4A00", "#D2D2D2"
 
 # A method has one colour in all figures, and the colour means nothing else. Black and grey are for
 # what is compared with: noise, chance, limits.
@@ -54,6 +54,8 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
     "grid.alpha": 0.25,
     "hatch.color": "white",
     "hatch.linewidth": 1.2,
@@ -172,7 +174,7 @@ def rank_intuition(values: Tensor, cumulative: Tensor, true_rank: int, shown: in
     left.axvline(true_rank + 0.5, color=BLACK, ls="--", label=f"true rank {true_rank}")
     left.set(title="Singular values", xlabel=f"component (of {len(values)})", ylabel="σ")
     left.legend()
-    line(right, components, cumulative[:shown].tolist(), SKY)
+    line(right, components, cumulative[:shown].tolist(), SKY, markevery=1, ms=5)
     right.axhline(0.99, color=GREY, ls=":", label="99 %")
     right.axvline(true_rank, color=BLACK, ls="--", label=f"rank {true_rank}")
     right.set(title="Energy held by the first k", xlabel="k", ylabel="share of Σσ²", ylim=(0, 1.04))
@@ -189,7 +191,7 @@ def energy_curves(spectra: Mapping[str, Tensor], colors: Sequence[str]):
         steps = range(1, len(energy) + 1)
         line(ax, steps, energy, color, f"{name}: k90 = {k}", markevery=[k - 1], ms=11)
     ax.axhline(0.9, color=BLACK, ls=":")
-    ax.set(title="Energy held by the first k singular values (the marker: 90 %)", xlabel="k")
+    ax.set(title="How few directions hold 90 % of the energy?", xlabel="singular values kept, k")
     ax.set(ylabel="share of Σσ²", ylim=(0, 1.03), xlim=(0, None))
     ax.legend(loc="lower right")
     return fig
@@ -443,18 +445,18 @@ def _draw_idea(ax, layer: LoRALinear, share: float) -> None:
     (d_out, d_in), r = layer.weight.shape, layer.rank
     unit, top = 1.3 / max(d_out, d_in), 3.7
     for x, rows, columns, color in (
-        (0, d_out, d_in, GREY),
+        (0, d_out, d_in, PALE),
         (1.62, d_out, r, LORA),
         (1.8, r, d_in, LORA),
     ):
         corner = x, top - rows * unit
         ax.add_patch(Rectangle(corner, columns * unit, rows * unit, color=color, lw=0))
     words = dict(ha="center", va="center")
-    ax.text(0.65, 3.05, f"$W$\nfrozen\n{d_out} × {d_in}", color="white", size=14, **words)
+    ax.text(0.65, 3.05, f"$W$\nfrozen\n{d_out} × {d_in}", size=14, **words)
     ax.text(1.46, 3.05, "+", size=20, **words)
     ax.text(2.45, 3.05, f"$B$, $A$\ntrained\nrank {r}", color=LORA, size=14, **words)
     ax.text(1.55, 1.55, r"$h = W x + \frac{\alpha}{r}\, B A x$", size=22, **words)
-    ax.barh(0.35, 3.1, 0.24, color=GREY)
+    ax.barh(0.35, 3.1, 0.24, color=PALE)
     ax.barh(0.35, 3.1 * share, 0.24, color=LORA)
     ax.text(0, 0.62, f"trained: {share:.1%} of the parameters")
     ax.text(0, -0.5, "all the rest stays as it is", color=GREY, size=12)

@@ -5,10 +5,10 @@ from itertools import combinations
 from unittest.mock import patch
 
 import matplotlib.colors
-import numpy as np
 from colorspacious import cspace_convert, deltaE
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from other_eyes import seen_by
 
 from lora_lib import plots
 
@@ -19,14 +19,6 @@ EYES = ("usual", "protanomaly", "deuteranomaly", "tritanomaly")
 FAR_ENOUGH = 10
 # Of CIE L*, from black 0 to white 100: what is left on a printer without colour.
 LIGHTER = 10
-
-
-def seen_by(eyes: str, rgb) -> np.ndarray:
-    """sRGB (…, 3) in [0, 1] as seen with full anomaly of one kind of cone (Machado et al. 2009)."""
-    if eyes == "usual":
-        return np.asarray(rgb)
-    space = {"name": "sRGB1+CVD", "cvd_type": eyes, "severity": 100}
-    return np.clip(cspace_convert(rgb, space, "sRGB1"), 0, 1)
 
 
 def distance(one: str, other: str) -> float:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from itertools import combinations, pairwise
 
+import matplotlib.colors
 import matplotlib.image
 import numpy as np
+import other_eyes
 import pytest
 import torch
 from figure_rules import FAR_ENOUGH, LIGHTER, complaints, distance, lightness
@@ -187,6 +189,21 @@ def test_the_blues_go_from_light_to_dark_and_differ_in_grey():
     assert len({plots.MARKS[blue] for blue in plots.BLUES}) == len(plots.BLUES)
     assert plots.blues(2) == (plots.BLUES[0], plots.BLUES[-1])
     assert plots.blues(3)[1] == plots.LORA and plots.blues(7) == plots.BLUES
+
+
+def test_the_committed_picture_shows_the_opening_figure_as_other_eyes_see_it():
+    picture = matplotlib.image.imread(other_eyes.SEEN)[..., :3]
+    expected = io.BytesIO()
+    other_eyes.draw(picture).savefig(expected, dpi=100)
+    expected.seek(0)
+    difference = matplotlib.image.imread(expected) - matplotlib.image.imread(other_eyes.WRITTEN)
+    assert abs(difference).mean() < 0.01, "make notebooks draws it again"
+
+
+def test_a_colour_in_grey_keeps_its_lightness_and_nothing_else():
+    grey = other_eyes.seen_by("grey", np.array(matplotlib.colors.to_rgb(plots.LORA)))
+    assert np.ptp(grey) < 0.01
+    assert lightness(grey) == pytest.approx(lightness(plots.LORA), abs=0.5)
 
 
 SEEDS = {"low": [0.02, 0.04, 0.03], "middle": [0.27, 0.31, 0.3], "high": [0.52, 0.55, 0.56]}
