@@ -37,8 +37,8 @@ MARKS = dict(zip(BLUES, ("v", "D", "^", "o", "s", "P", "X"), strict=True))
 MARKS = {color: (marker, "") for color, marker in MARKS.items()} | {
     RED: ("s", "//"),
     GREEN: ("^", ".."),
-    DARK_GREEN: ("v", "oo"),
-    PURPLE: ("D", "--"),
+    DARK_GREEN: ("v", "--"),
+    PURPLE: ("D", "oo"),
     ORANGE: ("P", "\\\\"),
     BROWN: ("X", "xx"),
     BLACK: ("d", ""),
@@ -94,9 +94,10 @@ def show(fig, name: str, alt: str) -> None:
 
 
 def blues(count: int) -> tuple[str, ...]:
-    """`count` (2 to 7) of BLUES, from light to dark, as far apart as they go."""
-    last = len(BLUES) - 1
-    return tuple(BLUES[round(k * last / (count - 1))] for k in range(count))
+    """`count` (2 to 7) of BLUES, from light to dark; two or three without the palest and the
+    darkest."""
+    shades = BLUES[1:-1] if count <= 3 else BLUES
+    return tuple(shades[round(k * (len(shades) - 1) / (count - 1))] for k in range(count))
 
 
 def mark_recorded(ax) -> None:
@@ -127,6 +128,9 @@ def bars_with_spread(
 ) -> None:
     """Bars side by side: one block for each label, one colour for each group; a whisker from the
     lowest to the highest seed, where there are several."""
+    from matplotlib.patheffects import withStroke
+
+    halo = [withStroke(linewidth=4, foreground="white")]
     width = 0.84 / len(groups)
     for k, ((name, values), color) in enumerate(zip(groups.items(), colors, strict=True)):
         xs = [i + (k - (len(groups) - 1) / 2) * width for i in range(len(labels))]
@@ -134,7 +138,7 @@ def bars_with_spread(
         ax.bar(xs, means, width * 0.94, label=name, color=color, hatch=MARKS[color][1])
         for x, v in zip(xs, values, strict=True):
             if len(v) > 1:
-                ax.plot([x, x], [min(v), max(v)], color=BLACK, lw=1.6)
+                ax.plot([x, x], [min(v), max(v)], color=BLACK, lw=1.6, path_effects=halo)
     ax.set_xticks(range(len(labels)), labels)
     ax.grid(axis="x", visible=False)
 
@@ -331,7 +335,7 @@ def attention_maps(maps: Mapping[str, tuple[Tensor, str]], columns: Sequence[str
         ax.set_yticks(range(len(written)), list(written))
         ax.set(title=title, xlabel="looks at", ylabel="writes")
         ax.grid(visible=False)
-    fig.colorbar(image, ax=axes, shrink=0.8, label="attention weight", location="bottom")
+    fig.colorbar(image, ax=axes, label="attention weight", location="bottom", aspect=50)
     return fig
 
 
