@@ -133,17 +133,17 @@ SHORT = (
 import sys
 
 sys.path += {[str(ROOT / "tests"), str(ROOT / "docs")]}
-from figure_rules import complaints
+import figure_rules
+import lora_lib.plots
 
-from lora_lib import plots
+def checked(show):  # a closure: a notebook may have a name "show" of its own
+    def show_checked(fig, name, alt):
+        complaints = figure_rules.complaints(fig)
+        assert complaints == [], (name, complaints)
+        show(fig, name, alt)
+    return show_checked
 
-show = plots.show
-
-def show_checked(fig, name, alt):
-    assert complaints(fig) == [], (name, complaints(fig))
-    show(fig, name, alt)
-
-plots.show = show_checked
+lora_lib.plots.show = checked(lora_lib.plots.show)
 """
     + """
 import functools
