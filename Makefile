@@ -29,6 +29,7 @@ test: .venv/installed-test
 
 notebooks: .venv/installed-test
 	$(BIN)/python notebooks/execute.py
+	$(BIN)/python docs/other_eyes.py
 	$(BIN)/ruff format -q notebooks
 
 seeds: .venv/installed-test

@@ -422,7 +422,7 @@ def test_the_figure_draws_the_ratios_it_is_given_and_the_floor():
     figure = plots.step_times({"CPU": ratios, "GPU": ratios}, (128, 4096), decoder)
     for ax, title in zip(figure.axes[:2], ("CPU", "GPU"), strict=True):
         lines = {line.get_label(): list(map(float, line.get_ydata())) for line in ax.lines}
-        assert ax.get_title() == title
+        assert ax.get_title("left") == title
         assert lines["lora_lib"] == [1.4, 0.8] and lines["frozen"] == [0.6, 0.7]
         assert lines["full"] == [1, 1]
         assert lines["2/3 of full: the floor in FLOPs"] == [2 / 3, 2 / 3]

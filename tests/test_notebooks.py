@@ -1,5 +1,7 @@
-"""The notebooks as committed, and that any cell can be run twice. nbval runs them as they are."""
+"""The notebooks as committed, and that any cell can be run twice, with every figure as it should
+be. nbval runs them as they are."""
 
+import ast
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -64,6 +66,47 @@ def test_outputs_hold_nothing_that_should_not_be_committed(path):
     assert "Does not hold" not in text
 
 
+@by_name
+def test_headings_go_down_one_step_at_a_time(path):
+    text = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in pairwise(levels))
+
+
+@by_name
+def test_displayed_maths_has_words_beside_it(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown" and "$$" in cell.source:
+            words = re.sub(r"\$\$[^$]*\$\$|^[#|].*", "", cell.source, flags=re.MULTILINE)
+            assert len(words.split()) >= 15, cell.source
+
+
+def alt_texts(path):
+    """The alt text of every figure that a notebook's code shows, its computed parts as {}."""
+    for cell in code_cells(path):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Call) and re.search(
+                r"^(plots\.)?show$", ast.unparse(node.func)
+            ):
+                alt = node.args[2] if len(node.args) == 3 else node.keywords[0].value
+                parts = alt.values if isinstance(alt, ast.JoinedStr) else [alt]
+                yield "".join(getattr(part, "value", "{}") if isinstance(part, ast.Constant)
+                              else "{}" for part in parts)  # fmt: skip
+
+
+@by_name
+def test_every_figure_has_alt_text_that_says_what_it_shows(path):
+    for alt in alt_texts(path):
+        assert len(alt) >= 100, f"say what is to be seen, not only what is drawn: {alt}"
+        assert alt.strip().endswith("."), alt
+
+
+def test_figures_are_found_in_the_notebooks():
+    assert sum(len(list(alt_texts(path))) for path in ALL) > 20
+
+
 @pytest.mark.parametrize("path", SEVEN, ids=lambda path: path.stem)
 def test_a_notebook_has_what_a_learner_needs(path):
     source = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells)
@@ -83,19 +126,26 @@ def test_links_between_notebooks_resolve(path):
                 assert (path.parent / target).exists(), target
 
 
-@by_name
-def test_headings_are_in_order(path):
-    """One title, and no level left out: what a screen reader steps through."""
-    cells = nbformat.read(path, as_version=4).cells
-    source = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    source = re.sub(r"^```.*?^```", "", source, flags=re.DOTALL | re.MULTILINE)
-    levels = [len(marks) for marks in re.findall(r"^(#+) ", source, re.MULTILINE)]
-    assert levels[0] == 1 and levels.count(1) == 1, levels
-    assert all(after - before <= 1 for before, after in pairwise(levels)), levels
+# Training is cut to three steps: the question here is whether a cell may be run again. And every
+# figure is held to the rules before it is shown.
+SHORT = (
+    f"""
+import sys
 
+sys.path += {[str(ROOT / "tests"), str(ROOT / "docs")]}
+import figure_rules
+import lora_lib.plots
 
-# Training is cut to three steps: the question here is whether a cell may be run again.
-SHORT = """
+def checked(show):  # a closure: a notebook may have a name "show" of its own
+    def show_checked(fig, name, alt):
+        complaints = figure_rules.complaints(fig)
+        assert complaints == [], (name, complaints)
+        show(fig, name, alt)
+    return show_checked
+
+lora_lib.plots.show = checked(lora_lib.plots.show)
+"""
+    + """
 import functools
 import lora_lib.training as training
 
@@ -119,6 +169,7 @@ for name, position, limit in (("fit", 2, 3), ("adapt", 9, 3), ("train_model", 3,
     if hasattr(lora_lib, name):
         setattr(lora_lib, name, short)
 """
+)
 
 
 @by_name

@@ -4,11 +4,15 @@ import io
 import math
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import combinations, pairwise
 
+import matplotlib.colors
 import matplotlib.image
+import numpy as np
+import other_eyes
 import pytest
 import torch
+from figure_rules import FAR_ENOUGH, LIGHTER, complaints, distance, lightness
 from matplotlib.colors import same_color
 
 from lora_lib import plots
@@ -49,12 +53,12 @@ def test_the_library_is_imported_without_matplotlib():
 
 
 @pytest.mark.parametrize(
-    "settings, size", [({}, (6.8, 4.2)), ({"columns": 3}, (13.5, 4.2)), ({"rows": 2}, (6.8, 8.4)),
-                       ({"width": 9, "height": 5}, (9, 5))]
-)  # fmt: skip
-def test_a_figure_has_its_axes_and_fits_a_page(settings, size):
+    "settings, height",
+    [({}, plots.NORMAL), ({"columns": 3}, plots.NORMAL), ({"rows": 2, "height": plots.TALL}, 5)],
+)
+def test_a_figure_has_its_axes_and_the_width_of_the_page(settings, height):
     fig, axes = plots.figure(**settings)
-    assert tuple(fig.get_size_inches()) == pytest.approx(size)
+    assert tuple(fig.get_size_inches()) == (plots.WIDTH, height)
     assert len(fig.axes) == settings.get("columns", 1) * settings.get("rows", 1)
     assert axes is fig.axes[0] if len(fig.axes) == 1 else list(axes) == fig.axes
     assert not fig.axes[0].spines["top"].get_visible()
@@ -80,8 +84,8 @@ def test_a_figure_is_displayed_with_its_alt_text_and_not_written(folder, shown):
     plots.show(plots.figure()[0], "name", "Nothing yet.")
     [image] = shown
     picture, metadata = image._repr_mimebundle_()
-    assert metadata["image/png"]["alt"] == "Nothing yet."
-    assert matplotlib.image.imread(io.BytesIO(image.data)).shape == (420, 680, 4)
+    assert metadata["image/png"] == {"width": 1000, "alt": "Nothing yet."}
+    assert matplotlib.image.imread(io.BytesIO(image.data)).shape == (630, 1500, 4)  # sharp
     assert picture.keys() == {"image/png"}
     assert not list(folder.iterdir())
 
@@ -162,6 +166,164 @@ def test_seeds_and_intervals_draw_every_seed_and_the_given_interval():
     assert names(fig.legends[0].get_texts()) == ["one seed", "mean and 95 % interval"]
 
 
+# --- the palette, and what all figures keep to ---------------------------------------------------
+
+METHODS = {
+    name: getattr(plots, name)
+    for name in ("LORA", "FULL", "SCRATCH", "SCRATCH_LONG", "HEAD", "CONTEXT_TABLE", "LETTER_TABLE")
+}
+
+
+@pytest.mark.parametrize("pair", list(combinations(METHODS, 2)), ids="-".join)
+def test_two_methods_differ_for_every_eye_and_by_marker_and_hatch_in_grey(pair):
+    one, other = (METHODS[name] for name in pair)
+    assert distance(one, other) >= FAR_ENOUGH
+    assert all(a != b for a, b in zip(plots.MARKS[one], plots.MARKS[other], strict=True))
+
+
+def test_the_blues_go_from_light_to_dark_and_differ_in_grey():
+    assert plots.BLUES[3] == plots.LORA
+    for lighter, darker in pairwise(plots.BLUES):
+        assert lightness(lighter) - lightness(darker) >= LIGHTER
+        assert distance(lighter, darker) >= FAR_ENOUGH
+    assert len({plots.MARKS[blue] for blue in plots.BLUES}) == len(plots.BLUES)
+    assert plots.blues(2) == (plots.BLUES[1], plots.BLUES[5])
+    assert plots.blues(3)[1] == plots.LORA and plots.blues(7) == plots.BLUES
+
+
+def test_the_committed_picture_shows_the_opening_figure_as_other_eyes_see_it():
+    picture = matplotlib.image.imread(other_eyes.SEEN)[..., :3]
+    expected = io.BytesIO()
+    other_eyes.draw(picture).savefig(expected, dpi=100)
+    expected.seek(0)
+    difference = matplotlib.image.imread(expected) - matplotlib.image.imread(other_eyes.WRITTEN)
+    assert abs(difference).mean() < 0.01, "make notebooks draws it again"
+
+
+def test_a_colour_in_grey_keeps_its_lightness_and_nothing_else():
+    grey = other_eyes.seen_by("grey", np.array(matplotlib.colors.to_rgb(plots.LORA)))
+    assert np.ptp(grey) < 0.01
+    assert lightness(grey) == pytest.approx(lightness(plots.LORA), abs=0.5)
+
+
+SEEDS = {"low": [0.02, 0.04, 0.03], "middle": [0.27, 0.31, 0.3], "high": [0.52, 0.55, 0.56]}
+LEVELS = list(SEEDS.values())
+LABELS = ("LoRA r=8", "full fine-tuning", "from scratch", "from scratch, 10 × the steps",
+          "head alone", "context table", "letter table")  # fmt: skip
+SIX = ["greek", "georgian", "armenian", "hebrew", "hangul", "katakana"]
+
+
+def lora_layer() -> LoRALinear:
+    return LoRALinear(torch.nn.Linear(128, 128), rank=8)
+
+
+WRITTEN = {
+    "Cyrillic": ("Бремен", True),
+    "Greek": ("Μπρέμεν", False),
+    "Georgian": ("ბრემენი", True),
+    "Armenian": ("Բրեմեն", True),
+    "Hebrew": ("ברמן", True),
+}
+PICTURE = dict(
+    layer=lora_layer(), share=0.084, town="Bremen", written=WRITTEN,
+    scores={"full fine-tuning": 0.43, "LoRA, r = 8": 0.39, "counting letters in context": 0.30,
+            "from scratch, same steps": 0.18},
+)  # fmt: skip
+
+# Every figure of the library, with numbers and names as long as the notebooks have them.
+FIGURES = {
+    "rank_intuition": lambda: plots.rank_intuition(
+        torch.linspace(8, 0, 768), torch.linspace(0.1, 1, 768), 8
+    ),
+    "energy_curves": lambda: plots.energy_curves(
+        {"simulated, rank 8": torch.ones(8), "real ΔW of W_q, block 1": torch.ones(128)},
+        (plots.SKY, plots.FULL),
+    ),
+    "cut_curve": lambda: plots.cut_curve([0, 8, 128], LEVELS, {8: LEVELS[2]}),
+    "hyperparameters": plots.visualize_lora_hyperparameters,
+    "comparison": lambda: plots.comparison(
+        {name: torch.linspace(6, 1, 240).tolist() for name in LABELS[:3]},
+        {2**k: (9_891 * 2**k, LEVELS[1]) for k in range(7)},
+        (944_163, LEVELS[2]),
+    ),
+    "methods_by_script": lambda: plots.methods_by_script(
+        {name: [SEEDS["high"]] * 6 for name in LABELS}, SIX
+    ),
+    "scores_by_pairs": lambda: plots.scores_by_pairs(
+        (100, 300, 1000, 2637), {LABELS[k]: [*LEVELS, LEVELS[2]] for k in (0, 1, 2, 5)}
+    ),
+    "clinic": lambda: plots.clinic(
+        {name: {"losses": [5.0, 3.0, 2.0]} for name in ("healthy", *"ABCDE")}
+    ),
+    "attention_maps": lambda: plots.attention_maps(
+        {name: (torch.rand(12, 14), "Петрозаводск") for name in ("the base", "with the adapter")},
+        ["BOS", *"Petrozavodsk", "SEP"],
+    ),
+    "parameters_by_target": lambda: plots.parameters_by_target(
+        {(name, rank): 9_891 * rank for name in ("W_q, W_v", "attention", "feed-forward", "all")
+         for rank in (2, 8, 32)}, 944_163,
+    ),
+    "step_times": lambda: plots.step_times(
+        {"CPU": {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8], "frozen": [0.6, 0.6, 0.7]}},
+        (128, 1024, 4096), {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)},
+    ),
+    "seeds_and_intervals": lambda: plots.seeds_and_intervals(
+        SEEDS, dict.fromkeys(SEEDS, (0.3, 0.2, 0.4)), "exact match"
+    ),
+    "lora_in_one_picture": lambda: plots.lora_in_one_picture(**PICTURE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_keeps_to_the_rules(name):
+    assert complaints(FIGURES[name]()) == []
+
+
+def broken(change):
+    fig, ax = plots.figure()
+    plots.line(ax, [1, 2], [1, 2], plots.LORA, "LoRA")
+    change(fig, ax)
+    return complaints(fig)
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        (lambda fig, ax: fig.set_size_inches(9, 4.2), "none of the sizes"),
+        (lambda fig, ax: ax.set_xlabel("tiny", size=9), "'tiny' has 9.0 points"),
+        (lambda fig, ax: ax.text(1.5, 1.5, "one") and ax.text(1.5, 1.5, "two"), "lies on"),
+        (lambda fig, ax: fig.text(0.9, 0.5, "too long for the page"), "leaves the figure"),
+        (lambda fig, ax: ax.plot([1], [1], "s", color="#0072B9", label="x"), "not of the palette"),
+        (lambda fig, ax: plots.line(ax, [1], [2], plots.LORA, "twin"), "look the same"),
+        (lambda fig, ax: plots.line(ax, [1], [2], plots.FULL, "x", marker="o"), "in grey"),
+        (lambda fig, ax: [plots.line(ax, [1], [2], c, c) for c in (plots.GREEN, plots.GREY)],
+         "apart for some eyes"),
+    ],
+)  # fmt: skip
+def test_the_rules_find_what_is_wrong(change, complaint):
+    assert any(complaint in found for found in broken(change)), broken(change)
+
+
+def test_a_figure_that_keeps_to_the_rules_gives_no_complaint():
+    assert broken(lambda fig, ax: plots.line(ax, [1, 2], [2, 1], plots.FULL, "full")) == []
+
+
+def test_hebrew_runs_from_right_to_left():
+    """The first letter, alone at the right end, makes the last columns of ink."""
+
+    def ink(text):
+        fig, ax = plots.figure()
+        ax.axis("off")
+        ax.text(0.5, 0.5, text, size=40, ha="right")
+        fig.canvas.draw()
+        dark = np.asarray(fig.canvas.buffer_rgba())[..., 0] < 128
+        columns = np.flatnonzero(dark.any(axis=0))
+        return dark[:, columns[-1] - 15 : columns[-1] + 1]
+
+    assert (ink("בן") == ink("ב")).mean() > 0.999
+    assert (ink("בן") == ink("ן")).mean() < 0.999
+
+
 # --- each figure ---------------------------------------------------------------------------------
 
 
@@ -184,8 +346,7 @@ def test_energy_curves_mark_k90_on_each():
     flat = line(ax, "flat: k90 = 9")
     assert data(flat)[1] == pytest.approx([k / 10 for k in range(1, 11)])
     assert flat.get_color() == plots.BLUE
-    markers = [data(one) for one in ax.lines if one.get_marker() == "o"]
-    assert markers == [([1], pytest.approx([9 / 9.01])), ([9], pytest.approx([0.9]))]
+    assert [one.get_markevery() for one in ax.lines[:2]] == [[0], [8]]  # k = 1 and k = 9
 
 
 def test_cut_curve_draws_cut_and_trained_at_the_same_ranks():
@@ -243,7 +404,7 @@ def test_methods_by_script_draws_a_block_for_every_script():
     scores = {"LoRA": [[0.2, 0.4], [0.5]], "table": [[0.1], [0.2]]}
     [ax] = plots.methods_by_script(scores, ["greek", "hangul"]).axes
     assert names(ax.get_xticklabels()) == ["Greek", "Hangul"]
-    assert legend(ax) == ["LoRA", "table"]
+    assert names(ax.figure.legends[0].get_texts()) == ["LoRA", "table"]
     drawn = [height for bars in ax.containers for height in heights(bars)]
     assert drawn == pytest.approx([0.3, 0.5, 0.1, 0.2])
     assert recorded(ax)
@@ -264,8 +425,29 @@ def test_clinic_draws_the_healthy_run_behind_every_broken_one():
     runs = {"healthy": {"losses": [5.0, 2.0]}, "A": {"losses": [5.0, 5.0]},
             "B": {"losses": [5.0, math.nan]}}  # fmt: skip
     axes = plots.clinic(runs).axes
-    assert [ax.get_title() for ax in axes] == ["healthy", "run A", "run B"]
+    assert [ax.get_title("left") for ax in axes] == ["healthy", "run A", "run B"]
     for ax in axes:
         assert data(ax.lines[0]) == ([0, 1], [5, 2])
+        assert [one.get_linestyle() for one in ax.lines] == ["--", "-"]
     assert data(axes[1].lines[1])[1] == [5, 5]
-    assert [ax.lines[1].get_color() for ax in axes] == [plots.BLUE, plots.RED, plots.RED]
+
+
+def test_lora_in_one_picture_draws_to_scale_and_what_it_is_given():
+    idea, town, result = plots.lora_in_one_picture(**PICTURE).axes
+    frozen, b, a, rest, share = ((bar.get_width(), bar.get_height()) for bar in idea.patches)
+    assert frozen[0] / b[0] == pytest.approx(128 / 8) == frozen[1] / a[1]
+    assert (b[1], a[0]) == (frozen[1], frozen[0])
+    assert share[0] / rest[0] == pytest.approx(0.084)
+    assert "trained: 8.4% of the parameters" in names(idea.texts)
+    shown = names(town.texts)
+    assert [name for name, _ in WRITTEN.values()] == [
+        t for t in shown if t in dict(WRITTEN.values())
+    ]
+    assert shown.count("✓") == 4 and "Bremen" in shown
+    widths = [bar.get_width() for bar in result.patches]
+    scores = list(PICTURE["scores"].values())
+    assert [width / widths[0] for width in widths] == pytest.approx([s / scores[0] for s in scores])
+    colors = (plots.FULL, plots.LORA, plots.CONTEXT_TABLE, plots.SCRATCH)
+    for bar, color in zip(result.patches, colors, strict=True):
+        assert same_color(bar.get_facecolor(), color)
+    assert [t for t in names(result.texts) if "%" in t] == ["43%", "39%", "30%", "18%"]

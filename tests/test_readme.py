@@ -3,12 +3,21 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import nbformat
 
-from lora_lib import BASE_SCRIPT, SCRIPTS, load_adapter, load_pretrained, load_spellings
+from lora_lib import (
+    BASE_SCRIPT,
+    SCRIPTS,
+    count_parameters,
+    load_adapter,
+    load_pretrained,
+    load_spellings,
+)
 from lora_lib.adapters import ADAPTERS
-from lora_lib.experiments.runs import load_results
+from lora_lib.experiments.baselines import load_baselines
+from lora_lib.experiments.runs import load_results, select
 from lora_lib.model import read_metadata
 from lora_lib.training import transliterate
 
@@ -33,6 +42,25 @@ def row(script: str) -> str:
 def test_the_table_of_one_town_is_what_the_models_write():
     expected = "\n".join(row(script) for script in (BASE_SCRIPT, *SCRIPTS))
     assert expected in README, f"the table should be\n{expected}"
+
+
+def test_the_opening_picture_is_told_as_it_is_drawn():
+    [alt] = re.findall(r"!\[([^]]*)\]\(figures/lora_in_one_picture.png\)", README)
+    rows = re.findall(r"^\| (\w+) \| (\S+) \| (.+?) \|", README, re.MULTILINE)
+    for script, written, recorded in rows:
+        if script in ("Cyrillic", "Greek", "Georgian", "Armenian", "Hebrew"):
+            assert written in alt
+            assert (written in recorded.split(" or ")) == (script != "Greek")
+    runs = load_results()
+    for method, name in (("full", "full fine-tuning"), ("lora", "LoRA"), ("scratch", "same steps")):
+        scores = [
+            r["test"]["exact_match"] for s in SCRIPTS for r in select(runs, script=s, method=method)
+        ]
+        assert f"{name} {mean(scores):.0%}" in alt.replace("\n", " ")
+    tables = [t for t in load_baselines() if t["table"] == "context" and t["pairs"] is None]
+    assert f"in context {mean(t['exact_match'] for t in tables):.0%}" in alt.replace("\n", " ")
+    trained = select(runs)[0]["trainable"] / count_parameters(load_pretrained()[0])
+    assert f"{trained:.1%} of the parameters" in alt
 
 
 def test_the_number_of_recorded_runs_is_right():
