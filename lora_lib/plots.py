@@ -83,14 +83,17 @@ def figure(columns: int = 1, rows: int = 1, height: float = NORMAL):
 def show(fig, name: str, alt: str) -> None:
     """Display a figure with alt text. It is also written to `name`.png in the folder that the
     environment variable LORA_LIB_FIGURES names, as `make notebooks` does."""
+    import PIL.Image
     from IPython.display import Image, display
 
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    drawn, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=150)
+    # 256 colours are enough for a drawing, and make a third of the file.
+    PIL.Image.open(drawn).convert("RGB").quantize(256).save(small, "png", optimize=True)
     folder = os.environ.get("LORA_LIB_FIGURES")
     if folder:
-        (Path(folder) / f"{name}.png").write_bytes(buffer.getvalue())
-    display(Image(buffer.getvalue(), width=100 * WIDTH, alt=alt))
+        (Path(folder) / f"{name}.png").write_bytes(small.getvalue())
+    display(Image(small.getvalue(), width=100 * WIDTH, alt=alt))
 
 
 def blues(count: int) -> tuple[str, ...]:
