@@ -10,6 +10,7 @@ from lora_lib.adapters import load_adapter
 from lora_lib.data import batches_by_length, load_pairs, pair_examples
 from lora_lib.experiments import adapters as adapters_experiment
 from lora_lib.experiments import pretrain as pretrain_experiment
+from lora_lib.experiments import runs as runs_experiment
 from lora_lib.experiments.baselines import RESULTS as BASELINES
 from lora_lib.experiments.change import CUTS, load_changes
 from lora_lib.experiments.change import RESULTS as CHANGES
@@ -33,7 +34,7 @@ from lora_lib.experiments.runs import (
 from lora_lib.experiments.sweep import LADDER, guess, plan, sweep, untried_rates
 from lora_lib.lora import lora_layers
 from lora_lib.model import load_pretrained, read_metadata
-from lora_lib.training import Scores, fit
+from lora_lib.training import Scores, evaluate, fit
 
 ROWS = load_results()
 CPU = torch.device("cpu")
@@ -219,7 +220,10 @@ def test_the_first_50_steps_of_a_recorded_run_are_measured_again(method):
 
 
 @pytest.mark.parametrize("task", ["write", "same-town"])
-def test_a_run_gives_a_record_of_settings_losses_and_scores(task):
+def test_a_run_gives_a_record_of_settings_losses_and_scores(task, monkeypatch):
+    monkeypatch.setattr(  # all towns take ten seconds
+        runs_experiment, "evaluate", lambda *model_and_split: evaluate(*model_and_split[:4], 30)
+    )
     run = Run(task=task, lr=1e-3, pairs=20, steps=2)
     row = execute(run, CPU)
     assert run_of(row) == run
@@ -265,18 +269,21 @@ def test_the_vocabulary_and_examples_of_the_base_are_made_again_from_the_names(t
     assert make_tokenizer().characters == tokenizer.characters
 
 
-def test_the_base_writes_arabic_only_behind_its_tag(tokenizer):
+@pytest.fixture(scope="module")
+def examples(tokenizer):
+    return training_examples(tokenizer)
+
+
+def test_the_base_writes_arabic_only_behind_its_tag(tokenizer, examples):
     arabic = {tuple(tokenizer.pair(*p, "arabic")) for p in load_pairs("arabic", "train")[:500]}
-    examples = training_examples(tokenizer)
     assert arabic <= {tuple(example.ids) for example in examples}
     alef = tokenizer.encode("ا")[0]
     for example in examples:
         assert alef not in example.ids or tokenizer.ARABIC in example.ids
 
 
-def test_the_base_reads_other_scripts_alone_and_never_after_a_latin_name(tokenizer):
+def test_the_base_reads_other_scripts_alone_and_never_after_a_latin_name(tokenizer, examples):
     alone = {tuple(tokenizer.name(p.target)) for p in load_pairs("georgian", "train")}
-    examples = training_examples(tokenizer)
     assert alone <= {tuple(example.ids) for example in examples}
     georgian = {tokenizer.encode(c)[0] for c in "აბგდევზთიკ"}
     for example in examples:
@@ -298,18 +305,20 @@ def test_pretraining_may_be_as_short_as_20_steps(tmp_path):
 
 
 @pytest.mark.usefixtures("small_base")
-def test_pretraining_goes_on_from_its_checkpoint(tmp_path):
+def test_pretraining_goes_on_from_its_checkpoint(tmp_path, tokenizer, examples, monkeypatch):
+    monkeypatch.setattr(pretrain_experiment, "make_tokenizer", lambda: tokenizer)
+    monkeypatch.setattr(pretrain_experiment, "training_examples", lambda _: examples)
     checkpoint = tmp_path / "checkpoint.pt"
-    model, _, _ = pretrain(checkpoint, 40, CPU)
+    model, _, _ = pretrain(checkpoint, 20, CPU)
     optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=40)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=20)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    pretrain_experiment._store(checkpoint, parts, 40)
-    resumed, _, _ = pretrain(checkpoint, 40, CPU)  # nothing is left to do
+    pretrain_experiment._store(checkpoint, parts, 20)
+    resumed, _, _ = pretrain(checkpoint, 20, CPU)  # nothing is left to do
     weights = resumed.state_dict()
     assert all(torch.equal(t, weights[name]) for name, t in model.state_dict().items())
-    pretrain_experiment._store(checkpoint, parts, 39)
-    resumed, _, _ = pretrain(checkpoint, 40, CPU)  # one step is left to do
+    pretrain_experiment._store(checkpoint, parts, 19)
+    resumed, _, _ = pretrain(checkpoint, 20, CPU)  # one step is left to do
     assert not torch.equal(resumed.classifier.weight, model.classifier.weight)
 
 
