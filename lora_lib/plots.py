@@ -380,8 +380,11 @@ def step_times(
     """Step times over full fine-tuning's, against the width: `panels` gives {contestant: ratios} by
     title. And the step of a large decoder, {contestant: (milliseconds, GB at the peak)}, as bars.
     """
-    fig, axes = figure(len(panels) + 1, height=TALL)
-    for ax, (title, ratios) in zip(axes[:-1], panels.items(), strict=True):
+    fig, axes = figure(len(panels), rows=2, height=2 * NORMAL)
+    for ax in axes[1]:
+        ax.remove()
+    wide = fig.add_subplot(axes[1, 0].get_gridspec()[1, :])
+    for ax, (title, ratios) in zip(axes[0], panels.items(), strict=True):
         for name, values in ratios.items():
             order = 3 if name == "lora_lib" else 2  # where lines coincide, the course's own is seen
             line(ax, widths, values, CONTESTANTS[name], name, zorder=order)
@@ -390,20 +393,18 @@ def step_times(
         ax.set_xscale("log", base=2)
         ax.set_xticks(widths, map(str, widths))
         ax.set(title=title, xlabel="width of the layers", ylim=(0, None))
-    axes[0].set_ylabel("step time, full fine-tuning = 1")
-    bars = axes[-1].barh(
-        list(decoder),
-        [ms for ms, _ in decoder.values()],
-        color=[CONTESTANTS[name] for name in decoder],
-    )
-    labels = [f"{ms:.0f} ms, {gb:.0f} GB" for ms, gb in decoder.values()]
-    axes[-1].bar_label(bars, labels, padding=3, fontsize=12)
+        mark_recorded(ax)
+    axes[0, 0].set_ylabel("step time, full = 1")
+    for name, (ms, gb) in decoder.items():
+        color = CONTESTANTS[name]
+        bar = wide.barh(name, ms, color=color, hatch=MARKS[color][1])
+        wide.bar_label(bar, [f"{ms:.0f} ms, {gb:.0f} GB"], padding=3, fontsize=12)
     longest = max(ms for ms, _ in decoder.values())
-    axes[-1].set(title="Decoder, 4096 wide", xticks=[], xlim=(0, 1.6 * longest))
-    axes[-1].invert_yaxis()
-    handles, names = axes[0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside lower center", ncols=4)
-    mark_recorded(axes[-1])
+    wide.set(title="A step of a decoder, 4096 wide, on the GPU", xticks=[], xlim=(0, 1.2 * longest))
+    wide.grid(visible=False)
+    wide.invert_yaxis()
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    mark_recorded(wide)
     return fig
 
 
