@@ -44,6 +44,7 @@ def _size(fig):
     if width != plots.WIDTH or height not in (
         plots.NORMAL,
         plots.TALL,
+        2 * plots.NORMAL,  # two rows
         plots.list_height(lines),
     ):
         yield f"{width} × {height} is none of the sizes"
