@@ -291,7 +291,7 @@ def methods_by_script(scores: Mapping[str, Sequence[Sequence[float]]], scripts: 
     labels = [script.capitalize() for script in scripts]
     bars_with_spread(ax, labels, scores, colors[: len(scores)])
     ax.set(ylabel="exact match, unseen towns", ylim=(0, 0.6))
-    ax.set_title("LoRA comes close to full fine-tuning, in every script")
+    ax.set_title("LoRA comes close to full fine-tuning, and stays behind it")
     fig.legend(loc="outside lower center", ncols=3)
     mark_recorded(ax)
     return fig
