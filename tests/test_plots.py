@@ -264,7 +264,7 @@ FIGURES = {
          for rank in (2, 8, 32)}, 944_163,
     ),
     "step_times": lambda: plots.step_times(
-        dict.fromkeys(("CPU", "GPU"), {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]}),
+        {on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in ("CPU", "GPU")},
         (128, 1024, 4096), {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)},
     ),
     "seeds_and_intervals": lambda: plots.seeds_and_intervals(
