@@ -148,6 +148,15 @@ def test_fit_names_the_first_step_whose_loss_is_not_finite(first):
         fit(tiny_language_model(), batches(), 30, lr=1e-3, loss_function=broken)
 
 
+@pytest.fixture
+def interruptible():
+    """As a kernel is; a program that was started in the background may ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_stop_button_returns_the_losses_so_far(capsys):
     calls = itertools.count(1)
 
