@@ -83,8 +83,8 @@ def test_a_learner_waits_at_most_fifteen_minutes_for_something_to_do():
 
 
 def test_the_five_exercises_say_what_they_are_for():
-    texts = [text for text in release.student_cells().values() if text.startswith("## Exercise ")]
-    assert [text.split(".")[0] for text in texts] == [f"## Exercise {n}" for n in range(1, 6)]
+    texts = [text for text in release.student_cells().values() if text.startswith("### Exercise ")]
+    assert [text.split(".")[0] for text in texts] == [f"### Exercise {n}" for n in range(1, 6)]
     for text in texts:
         for part in ("*Purpose:*", "*Difficulty:*", "*Time:*", "minutes"):
             assert part in text, text
