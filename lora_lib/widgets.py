@@ -43,7 +43,7 @@ def type_your_town(town: str = "Yerevan") -> VBox:
 
     What cannot be written is answered in words.
     """
-    model, tokenizer = _with_every_adapter()
+    model, tokenizer = one_adapter_per_row([None, *adapter_names()])
     scripts = [f"{BASE_SCRIPT} (the base)", *adapter_names()]
     labels = [script[0].upper() + script[1:] for script in scripts]
 
@@ -80,7 +80,7 @@ def _problem(name: str, tokenizer: Tokenizer, max_len: int) -> str | None:
     return None
 
 
-class _AdapterPerRow(nn.Module):
+class AdapterPerRow(nn.Module):
     """A linear layer with n adapters: row i of a batch of n goes through adapter i, so that one
     pass through W serves all (as in Punica, Chen et al. 2023, arXiv 2310.18547)."""
 
@@ -95,14 +95,18 @@ class _AdapterPerRow(nn.Module):
 
 
 @torch.no_grad()
-def _with_every_adapter() -> tuple[SmallTransformer, Tokenizer]:
-    """A base that answers row 0 of a batch as itself and row i with adapter i; the tokenizer."""
+def one_adapter_per_row(scripts: Sequence[str | None]) -> tuple[SmallTransformer, Tokenizer]:
+    """A base that answers row i of a batch with the adapter of scripts[i], or as itself where that
+    is None; the tokenizer."""
     model, tokenizer = load_pretrained()
     add_lora_to_model(model, rank=8, target_modules="all-linear")  # B is zero: still the base
-    adapted = [load_adapter(load_pretrained()[0], adapter_directory(s)) for s in adapter_names()]
+    adapted = [
+        load_adapter(load_pretrained()[0], adapter_directory(script)) if script else model
+        for script in scripts
+    ]
     for path in [path for path, module in model.named_modules() if isinstance(module, LoRALinear)]:
-        layers = [m.get_submodule(path) for m in (model, *adapted)]
-        model.set_submodule(path, _AdapterPerRow(layers))
+        layers = [m.get_submodule(path) for m in adapted]
+        model.set_submodule(path, AdapterPerRow(layers))
     return model, tokenizer
 
 
