@@ -202,17 +202,25 @@ def read_metadata(path: Path = BASE_FILE) -> dict:
     }
 
 
-def load_pretrained(path: Path | str = BASE_FILE) -> tuple[SmallTransformer, Tokenizer]:
+def load_pretrained(
+    path: Path | str = BASE_FILE, *, dropout: float | None = None
+) -> tuple[SmallTransformer, Tokenizer]:
     """The pretrained base, on the CPU and in eval mode, and its tokenizer.
 
+    `dropout` is that of the base's own layers while it trains; None: as in its pretraining.
+
     Raises FileNotFoundError if the file is missing, ValueError if it is truncated, of another
-    format, or its configuration is not that of a SmallTransformer that its weights fit.
+    format, or its configuration is not that of a SmallTransformer that its weights fit, or for a
+    dropout outside [0, 1).
     """
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout!r}; it must be at least 0 and less than 1")
     metadata = read_metadata(Path(path))
+    config = metadata["config"] | ({} if dropout is None else {"dropout": dropout})
     with safe_open(path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
-        model = SmallTransformer(**metadata["config"])
+        model = SmallTransformer(**config)
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"the weights in {path} do not fit its configuration: {error}") from error

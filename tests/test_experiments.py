@@ -18,7 +18,6 @@ from lora_lib.experiments.pretrain import make_tokenizer, pretrain, record, trai
 from lora_lib.experiments.provenance import provenance
 from lora_lib.experiments.questions import QUESTIONS, SEEDS, TEN_TIMES, lora, method
 from lora_lib.experiments.runs import (
-    BATCH_SIZE,
     CENTRE,
     RESULTS,
     Run,
@@ -213,7 +212,7 @@ def test_the_first_50_steps_of_a_recorded_run_are_measured_again(method):
     run = run_of(row)
     model, tokenizer = prepare_model(run)
     examples = pair_examples(load_pairs(run.script, "train"), tokenizer)
-    batches = batches_by_length(examples, BATCH_SIZE, run.seed)
+    batches = batches_by_length(examples, run.batch_size, run.seed)
     losses = fit(model, itertools.islice(batches, 50), run.steps, run.lr)
     means = [sum(losses[:25]) / 25, sum(losses[25:]) / 25]
     assert means == pytest.approx(row["losses"][:2], abs=0.04)

@@ -267,6 +267,22 @@ def test_a_configuration_that_is_not_this_models_is_refused(tmp_path, config, wo
         load_pretrained(path)
 
 
+def test_the_base_trains_with_the_dropout_that_is_asked_for():
+    ids = torch.randint(5, 20, (2, 9))
+    model, _ = load_pretrained(dropout=0.0)
+    with torch.no_grad():
+        expected = load_pretrained()[0](ids)
+        torch.testing.assert_close(model.train()(ids), expected)
+        for dropout in (None, 0.5):
+            assert not torch.allclose(load_pretrained(dropout=dropout)[0].train()(ids), expected)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1, 2.0])
+def test_a_dropout_outside_its_range_is_refused(dropout):
+    with pytest.raises(ValueError, match=f"dropout is {dropout}; it must be at least 0 and less"):
+        load_pretrained(dropout=dropout)
+
+
 def test_classifier_from_keeps_the_body_and_draws_a_new_head(base, tokenizer):
     body = {n: p for n, p in base.named_parameters() if not n.startswith("classifier")}
     model = classifier_from(base, num_classes=2)

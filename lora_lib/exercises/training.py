@@ -108,7 +108,7 @@ RATE, STEPS = 5e-3, 30
 
 def _model(targets=("W_q", "W_v"), fresh_head: bool = False) -> tuple[nn.Module, object]:
     torch.manual_seed(0)
-    model, tokenizer = load_pretrained()
+    model, tokenizer = load_pretrained(dropout=0.0)
     if fresh_head:
         model.classifier = nn.Linear(model.classifier.in_features, model.classifier.out_features)
     add_lora_to_model(model, target_modules=targets)
@@ -121,7 +121,7 @@ def _healthy():
 
 
 def _optimizer_before_injection():
-    model, tokenizer = load_pretrained()
+    model, tokenizer = load_pretrained(dropout=0.0)
     before = list(model.parameters())
     torch.manual_seed(0)
     add_lora_to_model(model)
@@ -170,7 +170,6 @@ def clinic_run(name: str) -> dict:
     optimizer = torch.optim.AdamW(held, lr=lr)
     examples = pair_examples(load_pairs("georgian", "train"), tokenizer)
     batches, losses = batches_by_length(examples, 16, seed=0), []
-    torch.manual_seed(0)  # the same dropout in every run, so that first losses can be compared
     model.train()
     for _ in range(STEPS):
         loss = language_model_loss(model, next(batches))

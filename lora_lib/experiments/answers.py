@@ -92,6 +92,13 @@ COMPARED: dict[str, list[tuple[Level, Level]]] = {
     "rslora": _others("rslora", "α / √r"),
     "frozen-a": _others("frozen-a", "B alone, r = 16"),
     "optimizer": _others("optimizer", "SGD with momentum"),
+    **{
+        name: [
+            ((name, f"{method}, 0"), (name, f"{method}, 0.1"))
+            for method in ("LoRA r=8", "full fine-tuning", "from scratch")
+        ]
+        for name in ("dropout", "dropout-short")
+    },
     "matrices": _others("matrices", "attention, r = 4"),
     "rank-and-targets": [
         (("rank-and-targets", f"{name}, r = {r}"), ("rank-and-targets", f"{name}, r = 64"))

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from lora_lib.adapters import save_adapter
 from lora_lib.data import IGNORE, Batch, Tokenizer, batches_by_length, load_pairs, pair_examples
 from lora_lib.lora import add_lora_to_model, count_parameters, freeze_non_lora_params
-from lora_lib.model import SmallTransformer, load_pretrained, read_metadata
+from lora_lib.model import SmallTransformer, load_pretrained
 from lora_lib.training import fit, language_model_loss
 
 
@@ -38,9 +38,7 @@ def lora_model() -> tuple[SmallTransformer, Tokenizer]:
 
     Without dropout: every process would draw masks of its own, and losses could not be compared.
     """
-    base, tokenizer = load_pretrained()
-    model = SmallTransformer(**read_metadata()["config"] | {"dropout": 0.0})
-    model.load_state_dict(base.state_dict())
+    model, tokenizer = load_pretrained(dropout=0.0)
     torch.manual_seed(0)  # A is random
     add_lora_to_model(model, rank=8, target_modules="all-linear")
     freeze_non_lora_params(model)

@@ -15,7 +15,7 @@ from lora_lib.data import BASE_SCRIPT, batches_by_length, load_pairs, pair_examp
 from lora_lib.experiments.parallel import in_parallel, workers_argument
 from lora_lib.experiments.provenance import provenance
 from lora_lib.experiments.questions import SEEDS, lora, method
-from lora_lib.experiments.runs import BATCH_SIZE, Run, chosen_rate, load_results, prepare_model
+from lora_lib.experiments.runs import Run, chosen_rate, load_results, prepare_model
 from lora_lib.model import default_device
 from lora_lib.training import bits_per_character, fit
 
@@ -44,7 +44,7 @@ def measure(run: Run) -> dict:
 
     def batches() -> Iterator:
         examples = pair_examples(load_pairs(run.script, "train"), tokenizer)
-        endless = batches_by_length(examples, BATCH_SIZE, run.seed)
+        endless = batches_by_length(examples, run.batch_size, run.seed)
         for step, batch in enumerate(islice(endless, run.steps)):
             if step in MEASURED_AT:
                 look(step)

@@ -77,6 +77,9 @@ METHODS = {
 TEN_TIMES = method("scratch", steps=10 * CENTRE.steps)
 SOME = {name: METHODS[name] for name in ("LoRA r=8", "full fine-tuning", "from scratch")}
 WITH_HEAD = {name: METHODS[name] for name in (*SOME, "head alone")}
+WITH_AND_WITHOUT_DROPOUT = {
+    f"{name}, {p:g}": replace(run, dropout=p) for name, run in SOME.items() for p in (0.1, 0.0)
+}
 LORA_RATES, FULL_RATES = (2e-3, 5e-3, 1e-2, 2e-2), (5e-4, 1e-3, 2e-3, 5e-3)
 ONE_RATE = (2e-3, 1e-2)
 
@@ -168,6 +171,17 @@ QUESTIONS = {
             "optimizer",
             "Does full fine-tuning need Adam?",
             {"Adam": method("full"), "SGD with momentum": method("full-sgd")},
+        ),
+        Question(
+            "dropout",
+            "Is the base's dropout, 0.1 as in its pretraining, of use while it is adapted?",
+            WITH_AND_WITHOUT_DROPOUT,
+        ),
+        Question(
+            "dropout-short",
+            "And in 240 steps of 16 pairs, one and a half passes over them?",
+            {k: replace(run, steps=240, batch_size=16)
+             for k, run in WITH_AND_WITHOUT_DROPOUT.items()},
         ),
         Question(
             "matrices",

@@ -38,8 +38,8 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. Rank, alpha, rslora and targets are LoRA's; `pairs` None means all, `lr`
-    None that it is to be chosen on validation.
+    """One training run. Rank, alpha, rslora and targets are LoRA's, `dropout` is the base's while
+    it trains; `pairs` None means all, `lr` None that it is to be chosen on validation.
 
     Methods: "lora"; "lora-b" trains B alone and leaves A as drawn; "full"; "full-sgd", with
     momentum instead of Adam; "head", the output layer alone; "scratch", all weights, from random.
@@ -52,14 +52,15 @@ class Run:
     alpha: float = 16.0
     rslora: bool = False
     targets: str = "all-linear"
+    dropout: float = 0.1
     lr: float | None = None
     pairs: int | None = None
     steps: int = 500
+    batch_size: int = 64
     seed: int = 0
 
 
 CENTRE = Run()
-BATCH_SIZE = 64
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -68,9 +69,9 @@ BATCH_SIZE = 64
 def prepare_model(run: Run) -> tuple[SmallTransformer, object]:
     """The model of a run, with exactly what its method trains set to requires_grad."""
     torch.manual_seed(run.seed)
-    model, tokenizer = load_pretrained()
+    model, tokenizer = load_pretrained(dropout=run.dropout)
     if run.method == "scratch":
-        model = SmallTransformer(**read_metadata()["config"])
+        model = SmallTransformer(**read_metadata()["config"] | {"dropout": run.dropout})
     heads = ()
     if run.task == "same-town":
         classifier_from(model, num_classes=2)
@@ -117,7 +118,7 @@ def train(run: Run, model: nn.Module, tokenizer) -> list[float]:
         load_pairs(run.script, "train")[: run.pairs],
         steps=run.steps,
         lr=run.lr,
-        batch_size=BATCH_SIZE,
+        batch_size=run.batch_size,
         seed=run.seed,
         optimizer=sgd if run.method == "full-sgd" else adamw,
     )
@@ -143,7 +144,11 @@ def _classify(run: Run, model: nn.Module, tokenizer) -> dict:
         dataset = same_town_dataset(same_town_pairs(run.script, split, limit), tokenizer)
         generator = torch.Generator().manual_seed(run.seed)
         loaders[split] = DataLoader(
-            dataset, BATCH_SIZE, split == "train", collate_fn=dataset.collate, generator=generator
+            dataset,
+            run.batch_size,
+            split == "train",
+            collate_fn=dataset.collate,
+            generator=generator,
         )
     losses = fit(
         model, _endless(loaders["train"]), run.steps, run.lr, loss_function=classification_loss

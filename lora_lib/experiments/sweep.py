@@ -22,7 +22,6 @@ from tqdm import tqdm
 from lora_lib.experiments.provenance import provenance
 from lora_lib.experiments.questions import QUESTIONS, SEEDS, Question
 from lora_lib.experiments.runs import (
-    BATCH_SIZE,
     CENTRE,
     RESULTS,
     Run,
@@ -136,7 +135,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.touch()
     facts = provenance("python -m lora_lib.experiments.sweep", torch.device(arguments.device))
-    facts |= {"centre": asdict(CENTRE), "batch_size": BATCH_SIZE}
+    facts |= {"centre": asdict(CENTRE)}
     arguments.out.with_suffix(".provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
     chosen = [QUESTIONS[name] for name in arguments.questions or QUESTIONS]
     sweep(chosen, arguments.out, arguments.workers, arguments.device, arguments.seconds)
