@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lora_lib.data import (
     IGNORE,
     Batch,
+    Example,
     Pair,
     Tokenizer,
     batches_by_length,
@@ -220,7 +221,6 @@ def evaluate(
     return Scores(*score_names(written, spellings), bits)
 
 
-@torch.inference_mode()
 def bits_per_character(
     model: SmallTransformer,
     tokenizer: Tokenizer,
@@ -229,8 +229,14 @@ def bits_per_character(
     batch_size: int = 256,
 ) -> float:
     """Cross-entropy in bits over the target's characters and EOS, divided by their number."""
+    return bits_of(model, pair_examples(pairs, tokenizer, script), batch_size)
+
+
+@torch.inference_mode()
+def bits_of(model: SmallTransformer, examples: Sequence[Example], batch_size: int = 256) -> float:
+    """The same for any examples: mean cross-entropy in bits of what they ask to be predicted."""
     model.eval()
-    examples = sorted(pair_examples(pairs, tokenizer, script), key=lambda e: len(e.ids))
+    examples = sorted(examples, key=lambda e: len(e.ids))
     nats = characters = 0
     for start in range(0, len(examples), batch_size):
         batch = make_batch(examples[start : start + batch_size])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from dataclasses import replace
 from itertools import islice
 from statistics import mean
@@ -18,14 +19,17 @@ from lora_lib.analysis import (
     singular_values,
     subspace_similarity,
 )
+from lora_lib.data import SCRIPTS, Tokenizer, load_pairs
 from lora_lib.experiments import forgetting as forgetting_experiment
 from lora_lib.experiments.change import RESULTS as CHANGE
 from lora_lib.experiments.change import attention_k90, load_changes
 from lora_lib.experiments.forgetting import (
     MEASURED_AT,
     SETTINGS,
-    cyrillic_bits,
-    cyrillic_bits_at,
+    SKILLS,
+    bits_at,
+    bits_by_seed,
+    examples_of,
     load_forgetting,
     reached_by_all,
 )
@@ -119,31 +123,53 @@ def test_chance_is_the_same_in_any_orthonormal_basis():
 
 # --- forgetting ----------------------------------------------------------------------------------
 
-TRACK = [[0, 8.0, 0.5], [10, 4.0, 2.5], [20, 5.0, 3.0], [30, 1.0, 7.0]]
+
+def looks(*bits):
+    return [{"step": 10 * i, "learned": new, "old": old} for i, (new, old) in enumerate(bits)]
+
+
+TRACK = looks((8.0, 0.5), (4.0, 2.5), (5.0, 3.0), (1.0, 7.0))
 
 
 @pytest.mark.parametrize(
-    "georgian, cyrillic",
+    "learned, old",
     [(8.0, 0.5), (6.0, 1.5), (4.0, 2.5), (3.0, 5.0), (1.0, 7.0),
      (4.5, 2.25)],  # twice on the way: the first time counts
 )  # fmt: skip
-def test_cyrillic_bits_are_read_between_two_looks_in_a_straight_line(georgian, cyrillic):
-    assert cyrillic_bits_at(TRACK, georgian) == pytest.approx(cyrillic)
+def test_a_skill_is_read_between_two_looks_in_a_straight_line(learned, old):
+    assert bits_at(TRACK, "old", learned) == pytest.approx(old)
 
 
-@pytest.mark.parametrize("georgian", [0.99, 8.01])
-def test_bits_that_a_run_never_had_are_refused(georgian):
-    with pytest.raises(ValueError, match=f"never reached {georgian} bits on Georgian"):
-        cyrillic_bits_at(TRACK, georgian)
+@pytest.mark.parametrize("learned", [0.99, 8.01])
+def test_bits_that_a_run_never_had_are_refused(learned):
+    with pytest.raises(ValueError, match=f"never reached {learned} bits on what it learns"):
+        bits_at(TRACK, "old", learned)
 
 
 def test_runs_are_compared_where_all_of_them_have_been_and_in_the_order_of_seeds():
-    slow = [[0, 8.0, 0.5], [10, 2.0, 6.5]]
+    slow, slower = looks((8.0, 0.5), (2.0, 6.5)), looks((8.0, 0.5), (3.0, 6.5))
     runs = [{"name": "a", "rate": "half", "seed": 1, "track": TRACK},
             {"name": "a", "rate": "half", "seed": 0, "track": slow},
+            {"name": "a", "rate": "full's", "seed": 0, "track": slower},
             {"name": "b", "rate": "half", "seed": 0, "track": TRACK}]  # fmt: skip
     assert reached_by_all(runs) == 2.0
-    assert cyrillic_bits(runs, "a", "half", 2.0) == pytest.approx([6.5, 6.0])
+    assert reached_by_all(runs, ("half", "full's")) == 3.0
+    assert bits_by_seed(runs, "a", "half", "old", 2.0) == pytest.approx([6.5, 6.0])
+
+
+def test_a_skill_is_asked_for_as_in_pretraining_and_no_town_of_it_was_trained_on(tokenizer):
+    tests = examples_of(tokenizer, "georgian")
+    assert set(tests) == {"learned", *SKILLS}
+    arabic, names = tests["Arabic"], tests["names alone"]
+    assert {len(examples) for examples in (tests["Cyrillic"], arabic, names)} == {1000}
+    assert all(e.ids[e.first_target - 1] == Tokenizer.ARABIC for e in arabic)
+    assert all(e.first_target == 1 and Tokenizer.SEP not in e.ids for e in names)
+    written = {tokenizer.decode(e.ids) for e in names}
+    kept = {p.target for s in SCRIPTS if s != "georgian" for p in load_pairs(s, "test")}
+    assert written <= {tokenizer.decode(tokenizer.encode(name)) for name in kept}
+    letters = {unicodedata.name(c).split()[0] for name in written for c in name if c.isalpha()}
+    assert {"GREEK", "HEBREW", "ARMENIAN", "HANGUL", "KATAKANA"} <= letters
+    assert "GEORGIAN" not in letters
 
 
 # --- what is recorded ----------------------------------------------------------------------------
@@ -168,12 +194,14 @@ def test_every_pair_of_runs_every_rank_and_every_method_was_measured_with_five_s
 
 def test_every_method_was_followed_with_five_seeds_at_the_chosen_rate_and_half_of_it():
     runs = load_forgetting()
-    assert len(runs) == len(SETTINGS) * 2 * len(SEEDS)
+    assert len(runs) == (len(SETTINGS) * 2 + 1) * len(SEEDS)
     for run in runs:
         rate = chosen_rate(ROWS, SETTINGS[run["name"]])
-        assert run["lr"] == pytest.approx(rate if run["rate"] == "chosen" else rate / 2)
-        assert [step for step, _, _ in run["track"]] == [*MEASURED_AT, run["steps"]]
-        assert all(math.isfinite(bits) for look in run["track"] for bits in look)
+        rates = {"chosen": rate, "half": rate / 2, "full's": chosen_rate(ROWS, method("full"))}
+        assert run["lr"] == pytest.approx(rates[run["rate"]])
+        assert [look["step"] for look in run["track"]] == [*MEASURED_AT, run["steps"]]
+        assert all(look.keys() == {"step", "learned", *SKILLS} for look in run["track"])
+        assert all(map(math.isfinite, (bits for look in run["track"] for bits in look.values())))
 
 
 def test_every_change_was_measured_with_five_seeds_at_the_chosen_rate():
@@ -192,7 +220,7 @@ def test_the_last_look_agrees_with_the_sweep_wherever_it_has_the_same_run(rate):
     for run in load_forgetting():
         for row in rows_of(ROWS, run_of(run)):
             if row["seed"] == run["seed"] and run["rate"] == rate:
-                assert run["track"][-1][1] == pytest.approx(row["test"]["bits"], abs=0.02)
+                assert run["track"][-1]["learned"] == pytest.approx(row["test"]["bits"], abs=0.02)
                 compared += 1
     assert compared >= (15 if rate == "chosen" else 1)
 
@@ -221,7 +249,10 @@ def test_the_first_looks_of_a_track_are_measured_again(monkeypatch):
     first, tenth = recorded["track"][:2]
     assert again[0] == pytest.approx(first, abs=1e-3)
     # Other seeds differ by 0.2, half the rate by 1.7; another machine by 0.01.
-    assert again[1][1:] == pytest.approx(tenth[1:], abs=0.06)
+    assert again[1]["learned"] == pytest.approx(tenth["learned"], abs=0.06)
+    assert [again[1][skill] for skill in SKILLS] == pytest.approx(
+        [tenth[skill] for skill in SKILLS], abs=0.06
+    )
 
 
 def test_what_the_projections_say_of_w_is_computed_again(base):
@@ -278,7 +309,7 @@ def test_k90_of_noise_is_computed_again():
 
 def test_a_slice_that_does_not_fit_is_noticed():
     """The tolerance of the slice above tells seeds and rates apart."""
-    looks = {(run["rate"], run["seed"]): run["track"][1][1]
+    looks = {(run["rate"], run["seed"]): run["track"][1]["learned"]
              for run in load_forgetting() if run["name"] == "LoRA r=8"}  # fmt: skip
     centre = looks.pop(("chosen", 0))
     assert min(abs(bits - centre) for bits in looks.values()) > 0.12

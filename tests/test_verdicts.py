@@ -171,7 +171,7 @@ def test_every_difference_is_computed_again_from_the_rows(words, judged):
 
 
 def test_every_compared_measure_is_among_those_computed_again():
-    elsewhere = ("best", "geometric", "Cyrillic", "half the rate", "cut to rank 8", "φ(1, 1)",
+    elsewhere = ("best", "geometric", "bits under r = 8", "cut to rank 8", "φ(1, 1)",
                  "intruders", "fewer", "weights, gradients", "arithmetic")  # fmt: skip
     words = {measure.words for saying in SAYINGS for measure in saying.measures}
     assert {w for w in words if not any(part in w for part in elsewhere)} == COMPARED.keys()
@@ -197,25 +197,37 @@ def test_the_rates_of_six_settings_are_computed_again(judged):
     assert f"geometric mean of six settings: {text}" in row.measured
 
 
-def cyrillic(name: str, rate: str, target: float) -> list[float]:
-    """Cyrillic bits at the first crossing of `target`, by numpy's interpolation."""
+def kept(skill: str, name: str, rate: str, target: float) -> list[float]:
+    """Bits of a skill at the first crossing of `target`, by numpy's interpolation."""
     found = []
     for run in TRACKS:
         if (run["name"], run["rate"]) == (name, rate):
-            _, georgian, other = np.array(run["track"]).T
-            k = next(k for k in range(1, len(georgian)) if georgian[k] <= target <= georgian[k - 1])
-            found.append(np.interp(target, georgian[[k, k - 1]], other[[k, k - 1]]))
+            new, old = (np.array([look[x] for look in run["track"]]) for x in ("learned", skill))
+            k = next(k for k in range(1, len(new)) if new[k] <= target <= new[k - 1])
+            found.append(np.interp(target, new[[k, k - 1]], old[[k, k - 1]]))
     return found
 
 
+EACH, HALF = "each at its rate", "at half of it"
+
+
 @pytest.mark.parametrize(
-    "rate, words",
-    [("chosen", "where both have learned as much Georgian"), ("half", "half the rate")],
+    "skill, rate, words",
+    [
+        ("Arabic", "chosen", f"Arabic: bits under r = 8 minus under full, {EACH}: {{}}"),
+        ("Arabic", "half", f"Arabic: bits under r = 8 minus under full, {HALF}: {{}}"),
+        ("names alone", "chosen", f"alone: bits under r = 8 minus under full, {EACH}: {{}}"),
+        ("names alone", "half", f"alone: bits under r = 8 minus under full, {HALF}: {{}}"),
+        ("Cyrillic", "chosen", "Cyrillic: {} at the chosen rate"),
+        ("Cyrillic", "half", "{} at half of it"),
+    ],
 )
-def test_forgetting_is_computed_again(rate, words, judged):
-    target = max(min(georgian for _, georgian, _ in run["track"]) for run in TRACKS)
-    lost = np.subtract(*(cyrillic(name, rate, target) for name in ("LoRA r=8", "full fine-tuning")))
-    assert f"{words}: {interval_text(list(lost))}" in judged[find("LoRA forgets").says].measured
+def test_forgetting_is_computed_again(skill, rate, words, judged):
+    compared = [run for run in TRACKS if run["rate"] != "full's"]
+    target = max(min(look["learned"] for look in run["track"]) for run in compared)
+    sides = (kept(skill, name, rate, target) for name in ("LoRA r=8", "full fine-tuning"))
+    expected = words.format(interval_text(list(np.subtract(*sides))))
+    assert expected in judged[find("LoRA forgets").says].measured
 
 
 def test_the_cut_change_and_its_k90_are_computed_again(judged):

@@ -94,7 +94,7 @@ COMPARED: dict[str, list[tuple[Level, Level]]] = {
     "optimizer": _others("optimizer", "SGD with momentum"),
     **{
         name: [
-            ((name, f"{method}, 0"), (name, f"{method}, 0.1"))
+            ((name, f"{method}, dropout 0"), (name, f"{method}, dropout 0.1"))
             for method in ("LoRA r=8", "full fine-tuning", "from scratch")
         ]
         for name in ("dropout", "dropout-short")

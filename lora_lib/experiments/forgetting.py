@@ -1,45 +1,74 @@
-"""What adapting does to Cyrillic on the way: `python -m lora_lib.experiments.forgetting`.
+"""What adapting does to what the base could do: `python -m lora_lib.experiments.forgetting`.
 
-Bits per character on Georgian and on Cyrillic test towns, measured while LoRA and full fine-tuning
-train, each at its chosen learning rate and at half of it. Two methods are then compared where they
-have learned equally much, not where they happen to stop. Some minutes on a GPU.
+Bits per character on Georgian test towns, and on three things the base had learned, measured while
+LoRA and full fine-tuning train, each at its chosen learning rate and at half of it; and LoRA of
+r = 8 at the rate of full fine-tuning, which is slow for it. Two methods are then compared where
+they have learned equally much, not where they happen to stop. Some minutes on a GPU.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice, pairwise
 from pathlib import Path
 
-from lora_lib.data import BASE_SCRIPT, batches_by_length, load_pairs, pair_examples
+from lora_lib.data import (
+    BASE_SCRIPT,
+    SCRIPTS,
+    SECOND_SCRIPT,
+    Example,
+    Tokenizer,
+    batches_by_length,
+    load_pairs,
+    pair_examples,
+)
 from lora_lib.experiments.parallel import in_parallel, workers_argument
 from lora_lib.experiments.provenance import provenance
 from lora_lib.experiments.questions import SEEDS, lora, method
 from lora_lib.experiments.runs import Run, chosen_rate, load_results, prepare_model
 from lora_lib.model import default_device
-from lora_lib.training import bits_per_character, fit
+from lora_lib.training import bits_of, fit
 
 RESULTS = Path(__file__).parent / "results" / "forgetting.json"
 MEASURED_AT = (0, 10, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)  # steps, and after the last one
-CYRILLIC_TOWNS = 1000
+TOWNS = 1000
 SETTINGS = {
     "LoRA r=8": lora(8),
     "LoRA r=64": lora(64),
     "full fine-tuning": method("full"),
 }
+# What the base could do. The first is asked for by the prompt that must now give Georgian, the
+# second by a prompt of its own, the third has no prompt: it goes on with a name of another script.
+SKILLS = ("Cyrillic", "Arabic", "names alone")
+
+
+def examples_of(tokenizer: Tokenizer, script: str) -> dict[str, list[Example]]:
+    """Test examples: the pairs of `script`, what is learned, and a list for each of SKILLS."""
+    others = [s for s in SCRIPTS if s != script]
+    names = [
+        name
+        for s in others
+        for name in sorted({p.target for p in load_pairs(s, "test")})[: TOWNS // len(others)]
+    ]
+    return {
+        "learned": pair_examples(load_pairs(script, "test"), tokenizer),
+        "Cyrillic": pair_examples(load_pairs(BASE_SCRIPT, "test")[:TOWNS], tokenizer),
+        "Arabic": pair_examples(
+            load_pairs(SECOND_SCRIPT, "test")[:TOWNS], tokenizer, SECOND_SCRIPT
+        ),
+        "names alone": [Example(tokenizer.name(name), 1) for name in names],
+    }
 
 
 def measure(run: Run) -> dict:
-    """The run's settings, and [step, Georgian bits, Cyrillic bits] as it trains."""
+    """The run's settings, and its track: looks {"step": …, "learned": bits, a skill: bits, …}."""
     model, tokenizer = prepare_model(run)
     model.to(default_device())
-    learned = load_pairs(run.script, "test")
-    forgotten = load_pairs(BASE_SCRIPT, "test")[:CYRILLIC_TOWNS]
+    tests = examples_of(tokenizer, run.script)
     track = []
 
     def look(step: int) -> None:
-        bits = (bits_per_character(model, tokenizer, pairs) for pairs in (learned, forgotten))
-        track.append([step, *bits])
+        track.append({"step": step} | {name: bits_of(model, e) for name, e in tests.items()})
         model.train()
 
     def batches() -> Iterator:
@@ -55,41 +84,44 @@ def measure(run: Run) -> dict:
     return asdict(run) | {"track": track}
 
 
-def cyrillic_bits_at(track: list[list[float]], georgian_bits: float) -> float:
-    """Cyrillic bits where a run first reached `georgian_bits`, between two looks in a straight
-    line. Raises ValueError if it never did."""
-    for (_, g0, c0), (_, g1, c1) in pairwise(track):
-        if g1 <= georgian_bits <= g0:
-            share = (g0 - georgian_bits) / (g0 - g1)
-            return c0 + share * (c1 - c0)
-    raise ValueError(f"this run never reached {georgian_bits} bits on Georgian")
+def bits_at(track: list[dict], skill: str, learned: float) -> float:
+    """Bits of a skill where a run's bits of what it learns first reached `learned`, between two
+    looks in a straight line. Raises ValueError if they never did."""
+    for before, after in pairwise(track):
+        if after["learned"] <= learned <= before["learned"]:
+            share = (before["learned"] - learned) / (before["learned"] - after["learned"])
+            return before[skill] + share * (after[skill] - before[skill])
+    raise ValueError(f"this run never reached {learned} bits on what it learns")
 
 
-def reached_by_all(runs: list[dict]) -> float:
-    """The lowest Georgian bits that every one of the runs reached: where they can be compared."""
-    return max(min(georgian for _, georgian, _ in run["track"]) for run in runs)
+def reached_by_all(runs: list[dict], rates: Sequence[str] = ("chosen", "half")) -> float:
+    """The lowest bits that every run at these rates reached: where they can be compared."""
+    compared = (run for run in runs if run["rate"] in rates)
+    return max(min(look["learned"] for look in run["track"]) for run in compared)
 
 
-def cyrillic_bits(runs: list[dict], name: str, rate: str, georgian_bits: float) -> list[float]:
-    """Cyrillic bits of one method at `georgian_bits`, one value a seed, in the order of seeds."""
+def bits_by_seed(runs: list[dict], name: str, rate: str, skill: str, learned: float) -> list[float]:
+    """Bits of a skill under one method at `learned`, one value a seed, in the order of seeds."""
     found = [run for run in runs if (run["name"], run["rate"]) == (name, rate)]
     found.sort(key=lambda run: run["seed"])
-    return [cyrillic_bits_at(run["track"], georgian_bits) for run in found]
+    return [bits_at(run["track"], skill, learned) for run in found]
 
 
 def load_forgetting(path: Path = RESULTS) -> list[dict]:
-    """The recorded runs (see `measure`); `name` and `rate` ("chosen" or "half") say which."""
+    """The recorded runs (see `measure`); `name` and `rate` (chosen, half, full's) say which."""
     return json.loads(path.read_text("utf-8"))["runs"]
 
 
 def main() -> None:
     rows = load_results()
-    jobs = [
-        (name, rate, replace(run, lr=factor * chosen_rate(rows, run), seed=seed))
-        for seed in SEEDS
+    settings = [
+        (name, rate, replace(run, lr=factor * chosen_rate(rows, run)))
         for name, run in SETTINGS.items()
         for rate, factor in (("chosen", 1), ("half", 0.5))
     ]
+    rate_of_full = chosen_rate(rows, SETTINGS["full fine-tuning"])
+    settings.append(("LoRA r=8", "full's", replace(SETTINGS["LoRA r=8"], lr=rate_of_full)))
+    jobs = [(*names, replace(run, seed=seed)) for seed in SEEDS for *names, run in settings]
     measured = in_parallel(
         measure, [run for _, _, run in jobs], workers_argument(__doc__.splitlines()[0])
     )

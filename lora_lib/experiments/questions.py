@@ -78,7 +78,9 @@ TEN_TIMES = method("scratch", steps=10 * CENTRE.steps)
 SOME = {name: METHODS[name] for name in ("LoRA r=8", "full fine-tuning", "from scratch")}
 WITH_HEAD = {name: METHODS[name] for name in (*SOME, "head alone")}
 WITH_AND_WITHOUT_DROPOUT = {
-    f"{name}, {p:g}": replace(run, dropout=p) for name, run in SOME.items() for p in (0.1, 0.0)
+    f"{name}, dropout {p:g}": replace(run, dropout=p)
+    for name, run in SOME.items()
+    for p in (0.1, 0.0)
 }
 LORA_RATES, FULL_RATES = (2e-3, 5e-3, 1e-2, 2e-2), (5e-4, 1e-3, 2e-3, 5e-3)
 ONE_RATE = (2e-3, 1e-2)

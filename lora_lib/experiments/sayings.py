@@ -18,7 +18,7 @@ from lora_lib.analysis import nearest_cosines_by_chance
 from lora_lib.data import SCRIPTS
 from lora_lib.experiments.answers import Level, NoVerdict, difference, not_recorded
 from lora_lib.experiments.change import attention_k90
-from lora_lib.experiments.forgetting import cyrillic_bits, reached_by_all
+from lora_lib.experiments.forgetting import bits_by_seed, reached_by_all
 from lora_lib.experiments.geometry import mean_phi
 from lora_lib.experiments.questions import (
     EQUAL_BUDGET,
@@ -164,19 +164,25 @@ def best_rate_ratio(ours: Run, theirs: Run) -> Callable[[Recorded], Difference]:
     return measure
 
 
-def cyrillic_difference(rate: str) -> Callable[[Recorded], Difference]:
-    """Cyrillic bits of LoRA r = 8 minus full fine-tuning's, where both have learned as much
-    Georgian as every recorded run has."""
+def forgotten(skill: str, rate: str) -> Callable[[Recorded], Difference]:
+    """Bits of a skill under LoRA r = 8 minus those under full fine-tuning, where both have learned
+    as much Georgian as every recorded run has."""
 
     def measure(recorded: Recorded) -> Difference:
         runs = recorded.forgetting
-        target = reached_by_all(runs)
+        learned = reached_by_all(runs)
         sides = [
-            cyrillic_bits(runs, name, rate, target) for name in ("LoRA r=8", "full fine-tuning")
+            bits_by_seed(runs, name, rate, skill, learned)
+            for name in ("LoRA r=8", "full fine-tuning")
         ]
         return paired_difference(*sides)
 
     return measure
+
+
+def cyrillic_forgotten(recorded: Recorded) -> str:
+    chosen, half = (forgotten("Cyrillic", rate)(recorded) for rate in ("chosen", "half"))
+    return f"Cyrillic: {chosen} at the chosen rate, {half} at half of it"
 
 
 def cut_to_rank_8(recorded: Recorded) -> Difference:
@@ -549,16 +555,18 @@ SAYINGS = (
         "Biderman et al. 2024",
         "less is lost outside the target domain; Shuttleworth et al. 2024: not always, not at "
         "large rates",
-        (
+        tuple(
             Measure(
-                "Cyrillic bits, r = 8 minus full, where both have learned as much Georgian",
-                cyrillic_difference("chosen"),
+                f"{skill}: bits under r = 8 minus under full, {words}",
+                forgotten(skill, rate),
                 FEWER_BITS,
-            ),
-            Measure("at half the rate", cyrillic_difference("half"), FEWER_BITS),
+            )
+            for skill in ("Arabic", "names alone")
+            for rate, words in (("chosen", "each at its rate"), ("half", "at half of it"))
         ),
-        "Here the prompt that gave Cyrillic must now give Georgian: the old answer has to go, "
-        "which is harsher than what the sources measure",
+        "Compared where both have learned as much Georgian. Cyrillic is not judged: its prompt "
+        "must now give Georgian, so the old answer has to go",
+        cyrillic_forgotten,
     ),
     Saying(
         WHAT,
