@@ -21,8 +21,8 @@ from lora_lib.experiments.runs import CENTRE, Run, chosen_rate, rows_of, tried_r
 
 SEEDS = range(5)
 RANKS = (1, 2, 4, 8, 16, 32, 64)
-# Ranks that give each choice of targets about the parameters of all-linear at r = 8, 78,560.
-EQUAL_BUDGET = {"W_q, W_v": 38, "attention": 19, "feed-forward": 15}
+# Ranks that give each choice of targets about the parameters of all-linear at r = 8, 79,128.
+EQUAL_BUDGET = {"W_q, W_v": 38, "attention": 19, "feed-forward": 15, "blocks": 9}
 
 
 @dataclass(frozen=True)

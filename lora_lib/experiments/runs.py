@@ -31,6 +31,7 @@ TARGETS = {
     "W_q, W_v": ("W_q", "W_v"),
     "attention": ("W_q", "W_k", "W_v", "W_o"),
     "feed-forward": ("linear1", "linear2"),
+    "blocks": ("W_q", "W_k", "W_v", "W_o", "linear1", "linear2"),  # all but the output layer
     **{name: (name,) for name in ("W_q", "W_k", "W_v", "W_o")},
     "W_q, W_k": ("W_q", "W_k"),
 }

@@ -164,25 +164,34 @@ def best_rate_ratio(ours: Run, theirs: Run) -> Callable[[Recorded], Difference]:
     return measure
 
 
+def minus_full(recorded: Recorded, skill: str, name: str, rate: str) -> Difference:
+    """Bits of a skill under a setting of LoRA minus those under full fine-tuning, where every run
+    compared has learned as much Georgian. `rate` as in the record; for "full's", LoRA at the rate
+    of full fine-tuning, that one has its chosen rate."""
+    runs = recorded.forgetting
+    learned = reached_by_all(runs, ("chosen", "half", rate))
+    full_rate = "chosen" if rate == "full's" else rate
+    return paired_difference(
+        bits_by_seed(runs, name, rate, skill, learned),
+        bits_by_seed(runs, "full fine-tuning", full_rate, skill, learned),
+    )
+
+
 def forgotten(skill: str, rate: str) -> Callable[[Recorded], Difference]:
-    """Bits of a skill under LoRA r = 8 minus those under full fine-tuning, where both have learned
-    as much Georgian as every recorded run has."""
-
-    def measure(recorded: Recorded) -> Difference:
-        runs = recorded.forgetting
-        learned = reached_by_all(runs)
-        sides = [
-            bits_by_seed(runs, name, rate, skill, learned)
-            for name in ("LoRA r=8", "full fine-tuning")
-        ]
-        return paired_difference(*sides)
-
-    return measure
+    return lambda recorded: minus_full(recorded, skill, "LoRA r=8", rate)
 
 
-def cyrillic_forgotten(recorded: Recorded) -> str:
-    chosen, half = (forgotten("Cyrillic", rate)(recorded) for rate in ("chosen", "half"))
-    return f"Cyrillic: {chosen} at the chosen rate, {half} at half of it"
+def not_judged(recorded: Recorded) -> str:
+    """The skill that is asked to go, a high rank, and one rate for both."""
+    others = (
+        ("r = 8, each at its rate", "LoRA r=8", "chosen", ("Cyrillic",)),
+        ("r = 64, each at its rate", "LoRA r=64", "chosen", ("Arabic", "names alone")),
+        ("r = 8 at the rate of full", "LoRA r=8", "full's", ("Arabic", "names alone")),
+    )
+    return "not judged: " + "; ".join(
+        f"{words}: " + ", ".join(f"{s} {minus_full(recorded, s, name, rate)}" for s in skills)
+        for words, name, rate, skills in others
+    )
 
 
 def cut_to_rank_8(recorded: Recorded) -> Difference:
@@ -401,12 +410,18 @@ SAYINGS = (
         "q, v alone did not match full fine-tuning; all linear layers did",
         tuple(
             compared(
-                f"all linear layers at r = 8 minus {name} at r = {rank}",
-                CENTRE_LEVEL,
+                f"all layers of the blocks at r = 9 minus {name} at r = {rank}",
+                ("budget", "blocks, r = 9"),
                 ("budget", f"{name}, r = {rank}"),
                 BETTER,
             )
             for name, rank in EQUAL_BUDGET.items()
+            if name != "blocks"
+        ),
+        "As there, without the output layer; “all-linear” in this course has it",
+        lambda recorded: (
+            "with it, all-linear at r = 8 minus the blocks at r = 9: "
+            f"{difference([CENTRE_LEVEL], [('budget', 'blocks, r = 9')], recorded.rows)}"
         ),
     ),
     Saying(
@@ -553,8 +568,8 @@ SAYINGS = (
         WHAT,
         "LoRA forgets less than full fine-tuning",
         "Biderman et al. 2024",
-        "less is lost outside the target domain; Shuttleworth et al. 2024: not always, not at "
-        "large rates",
+        "its title: LoRA learns less and forgets less. Shuttleworth et al. 2024: not always, not "
+        "at large rates",
         tuple(
             Measure(
                 f"{skill}: bits under r = 8 minus under full, {words}",
@@ -564,9 +579,10 @@ SAYINGS = (
             for skill in ("Arabic", "names alone")
             for rate, words in (("chosen", "each at its rate"), ("half", "at half of it"))
         ),
-        "Compared where both have learned as much Georgian. Cyrillic is not judged: its prompt "
-        "must now give Georgian, so the old answer has to go",
-        cyrillic_forgotten,
+        "Stricter than the source: compared where both have learned as much Georgian, and about "
+        "r = 8, whose rate is ten times that of full. Cyrillic is not judged: its prompt must now "
+        "give Georgian, so the old answer has to go",
+        not_judged,
     ),
     Saying(
         WHAT,
