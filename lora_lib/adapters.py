@@ -214,19 +214,22 @@ def _read(directory: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def _unsupported(stored: dict) -> list[str]:
-    """What changes what PEFT computes. A switch that is not known is taken to do so."""
+    """What changes what PEFT computes. A setting that is not known is taken to do so."""
     allowed = {
         "peft_type": ("LORA",),
         "bias": ("none",),
         "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # keep W as it is
     }
-    harmless = {*allowed, *_SETTINGS, "inference_mode", "auto_mapping", "eva_config"}
+    harmless = {
+        *(*allowed, *_SETTINGS, "task_type", "base_model_name_or_path", "revision", "peft_version"),
+        *("inference_mode", "auto_mapping", "eva_config", "megatron_core", "qalora_group_size"),
+    }
     stored = {"peft_type": None} | stored
     on = [
         key
         for key, value in stored.items()
         if (key in allowed and value not in allowed[key])
-        or (key not in harmless and (value is True or (isinstance(value, list | dict) and value)))
+        or (key not in harmless and not (value is None or value is False or value in ([], {})))
     ]
     return [f"{key} is {stored[key]!r}, which this library lacks" for key in on]
 
@@ -259,9 +262,15 @@ def _differences(config: LoRAConfig, settings: dict) -> list[str]:
 def _misfits(places: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
     problems = [f"missing {key}" for key in places.keys() - tensors.keys()]
     problems += [f"unexpected {key}" for key in tensors.keys() - places.keys()]
-    problems += [
-        f"{key} has shape {tuple(tensors[key].shape)}, the model needs {tuple(place.shape)}"
-        for key, place in places.items()
-        if key in tensors and tensors[key].shape != place.shape
-    ]
+    for key in places.keys() & tensors.keys():
+        place, tensor = places[key], tensors[key]
+        if tensor.shape != place.shape:
+            shapes = tuple(tensor.shape), tuple(place.shape)
+            problems.append(f"{key} has shape {shapes[0]}, the model needs {shapes[1]}")
+        elif tensor.is_floating_point() != place.is_floating_point():
+            problems.append(f"{key} is {tensor.dtype}, the model needs {place.dtype}")
+        elif not tensor.isfinite().all():
+            problems.append(f"{key} is not finite")
+        elif place.is_meta:
+            problems.append(f"{key} has no memory (meta device): give the model its weights first")
     return sorted(problems)

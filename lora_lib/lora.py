@@ -24,7 +24,7 @@ class LoRALinear(nn.Module):
     """An nn.Linear, frozen, with a low-rank path beside it.
 
     `rank` r, `alpha` and `dropout` (on the path's input) as in the paper; `scaling` is alpha / r,
-    or alpha / √r with `use_rslora` (Kalajdzievski 2023, arXiv 2312.03732). The factors are kept in
+    or alpha / √r with `use_rslora` (Kalajdzievski 2023, arXiv 2312.03732). The factors are made in
     float32 or better, whatever the base's dtype.
 
     Raises TypeError if `original_linear` is not an nn.Linear, ValueError for a rank that is not a
@@ -45,9 +45,9 @@ class LoRALinear(nn.Module):
         self.in_features = d_in = original_linear.in_features
         self.out_features = d_out = original_linear.out_features
         self.original = original_linear.requires_grad_(False)
-        self.rank, self.alpha = rank, alpha
-        self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.rank, self.alpha = int(rank), float(alpha)  # NumPy's numbers, for one, would stay so
+        self.scaling = self.alpha / (math.sqrt(rank) if use_rslora else self.rank)
+        self.dropout = nn.Dropout(float(dropout)) if dropout else nn.Identity()
         like = dict(
             device=original_linear.weight.device,
             dtype=torch.promote_types(original_linear.weight.dtype, torch.float32),
@@ -76,8 +76,10 @@ class LoRALinear(nn.Module):
         return self.original(x) + F.linear(z, self.lora_B.to(x.dtype))
 
     def delta_weight(self) -> Tensor:
-        """ΔW = s · B A, shape (d_out, d_in), in the factors' dtype."""
-        return self.scaling * self.lora_B @ self.lora_A
+        """ΔW = s · B A, shape (d_out, d_in), in float32 or better, also under autocast."""
+        dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
+        with torch.autocast(self.lora_A.device.type, enabled=False):
+            return self.scaling * self.lora_B.to(dtype) @ self.lora_A.to(dtype)
 
     @property
     def merged(self) -> bool:
@@ -179,25 +181,33 @@ def add_lora_to_model(
     if target_modules != "all-linear" and not isinstance(target_modules, re.Pattern):
         target_modules = _names(target_modules, "target_modules", ' or the word "all-linear"')
     saved = _names(modules_to_save, "modules_to_save")
-    config = LoRAConfig(int(rank), float(alpha), target_modules, dropout, use_rslora, saved)
+    config = LoRAConfig(int(rank), float(alpha), target_modules, float(dropout), use_rslora, saved)
     inner = _inner(model)
+    _check_not_wrapped(inner)
     paths = _target_paths(inner, config)
     _check_saved(inner, saved)
     _check_targets(inner, config, paths)
-    inner.lora_config = config
-    inner._requires_grad_before_lora = {n: p.requires_grad for n, p in inner.named_parameters()}
-    layers = []
-    for path in paths:
-        linear = inner.get_submodule(path)
-        layer = LoRALinear(linear, rank, alpha, dropout, use_rslora).train(linear.training)
-        inner.set_submodule(path, layer)
-        layers.append(layer)
+    before = {name: p.requires_grad for name, p in inner.named_parameters()}
+    linears = [inner.get_submodule(path) for path in paths]
+    try:
+        layers = [LoRALinear(linear, rank, alpha, dropout, use_rslora) for linear in linears]
+    except Exception:  # out of memory, or a dtype that PyTorch cannot promote
+        _restore_requires_grad(inner, before)
+        raise
+    for path, layer in zip(paths, layers, strict=True):
+        inner.set_submodule(path, layer.train(layer.original.training))
+    inner.lora_config, inner._requires_grad_before_lora = config, before
     return model, layers
 
 
 def _inner(model: nn.Module) -> nn.Module:
     """The model inside torch.compile's wrapper, which puts a prefix before every path."""
     return getattr(model, "_orig_mod", model)
+
+
+def _restore_requires_grad(model: nn.Module, before: dict[str, bool]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(before.get(name, parameter.requires_grad))
 
 
 def _matches(path: str, name: str) -> bool:
@@ -235,11 +245,7 @@ def _saved_in_peft(model: nn.Module, names: tuple[str, ...]) -> list[str]:
 
 def lora_layers(model: nn.Module) -> Iterator[LoRALinear]:
     """In the order of `named_modules`. Raises TypeError if `model` is not an nn.Module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model is a {type(model).__name__}, not an nn.Module; note that add_lora_to_model "
-            "returns two things: model, layers = add_lora_to_model(model)"
-        )
+    _check_module(model)
     return (module for module in model.modules() if isinstance(module, LoRALinear))
 
 
@@ -258,7 +264,8 @@ def freeze_non_lora_params(model: nn.Module) -> None:
 
 
 def count_parameters(model: nn.Module, only_trainable: bool = False) -> int:
-    """Number of scalars, a shared tensor counted once."""
+    """Number of scalars, a shared tensor counted once. Raises TypeError as lora_layers."""
+    _check_module(model)
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not only_trainable)
 
 
@@ -271,7 +278,8 @@ def merge_lora_weights(model: nn.Module) -> nn.Module:
     Raises ValueError if the model has no LoRA layers or a weight is tied to another module,
     TypeError and FloatingPointError as merged_weight. The model is then as before.
     """
-    layers = [layer for layer in _require_lora(model) if not layer.merged]
+    _require_config(model)  # in a part of a model a tied weight would not be seen
+    layers = [layer for layer in lora_layers(model) if not layer.merged]
     places = _places(model, "_parameters")
     if any(places[id(layer.original.weight)] > 1 for layer in layers):
         raise ValueError(
@@ -306,9 +314,7 @@ def unload_lora(model: nn.Module, merge: bool = True) -> nn.Module:
     for path, module in list(inner.named_modules()):
         if isinstance(module, LoRALinear):
             inner.set_submodule(path, module.original)
-    for name, parameter in inner.named_parameters():
-        before = inner._requires_grad_before_lora
-        parameter.requires_grad_(before.get(name, parameter.requires_grad))
+    _restore_requires_grad(inner, inner._requires_grad_before_lora)
     del inner.lora_config, inner._requires_grad_before_lora
     return model
 
@@ -316,11 +322,32 @@ def unload_lora(model: nn.Module, merge: bool = True) -> nn.Module:
 # --- what is refused, and why --------------------------------------------------------------------
 
 
+def _check_module(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__}, not an nn.Module; note that add_lora_to_model "
+            "returns two things: model, layers = add_lora_to_model(model)"
+        )
+
+
+def _check_not_wrapped(model: nn.Module) -> None:
+    """A wrapper knows the parameters of its beginning, and puts its own names into the paths."""
+    wrappers = nn.DataParallel | nn.parallel.DistributedDataParallel
+    for path, module in model.named_modules():
+        if isinstance(module, wrappers) or hasattr(module, "_orig_mod"):
+            raise ValueError(
+                f"{path or 'model'} is wrapped in {type(module).__name__}; add LoRA to the plain "
+                "model first, then wrap it"
+            )
+
+
 def _check_linear(module: nn.Module, where: str) -> None:
     if not isinstance(module, nn.Linear):
         kind = type(module).__name__
         why = ", and GPT-2's Conv1D is a transposed one; use PEFT for it" * (kind == "Conv1D")
         raise TypeError(f"{where} is a {kind}; LoRA here adapts nn.Linear only{why}")
+    if isinstance(module, nn.LazyLinear):
+        raise TypeError(f"{where} has no shape yet; run the model once before you add LoRA")
 
 
 def _check_takes_a_sum(linear: nn.Linear) -> None:
@@ -402,12 +429,17 @@ def _check_not_read_behind_its_back(modules: dict[str, nn.Module], path: str) ->
 
 
 def _check_saved(model: nn.Module, names: tuple[str, ...]) -> None:
-    paths, places = _saved_paths(model, names), _places(model, "_parameters")
+    paths, places = _saved_in_peft(model, names), _places(model, "_parameters")
     missing = [name for name in names if not any(_matches(path, name) for path in paths)]
     if missing:
         children = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"modules_to_save {missing} match no module; at the top are: {children}")
     for path in paths:
+        if outer := [other for other in paths if other != path and _inside(path, [other])]:
+            raise ValueError(
+                f"{path!r} in modules_to_save lies inside {outer[0]!r}, which is saved whole; name "
+                "one of them"
+            )
         if any(places[id(p)] > 1 for p in model.get_submodule(path).parameters()):
             raise ValueError(
                 f"{path!r} in modules_to_save is tied to another module, which would be trained "

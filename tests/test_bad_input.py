@@ -20,6 +20,7 @@ from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adap
 from lora_lib.lora import (
     LoRALinear,
     add_lora_to_model,
+    count_parameters,
     freeze_non_lora_params,
     lora_layers,
     merge_lora_weights,
@@ -56,6 +57,14 @@ def infinite():
     model, layers = add_lora_to_model(plain(), 4, 12.0, "all-linear")
     nn.init.constant_(layers[-1].lora_B, 1e38)
     nn.init.constant_(layers[-1].lora_A, 1e38)
+    return model
+
+
+def heads():
+    """ "head" ends the name "subhead" too, whose weight is tied."""
+    names = ("body", "head", "subhead", "other")
+    model = nn.ModuleDict({name: nn.Linear(3, 3) for name in names})
+    model["subhead"].weight = model["other"].weight
     return model
 
 
@@ -130,7 +139,16 @@ INJECTING = [
     (tiny_models.tied_llama,
      inject(target_modules=["q_proj"], modules_to_save=["lm_head"]), ValueError,
      "'lm_head' in modules_to_save is tied to another module.* untie it first"),
+    (plain, inject(target_modules=["W_q"],
+                   modules_to_save=["blocks.0.feed_forward", "blocks.0.feed_forward.linear2"]),
+     ValueError, "'blocks.0.feed_forward.linear2' in modules_to_save lies inside .*saved whole"),
+    (heads, inject(target_modules=["body"], modules_to_save=["head"]), ValueError,
+     "'subhead' in modules_to_save is tied to another module"),  # PEFT saves it for "head" as well
     # the model
+    (plain, inject(rank=10**13), RuntimeError, "memory"),
+    (lambda: nn.DataParallel(plain()), inject(), ValueError,
+     "model is wrapped in DataParallel; add LoRA to the plain model first, then wrap it"),
+    (lambda: nn.Sequential(torch.compile(plain())), inject(), ValueError, "0 is wrapped in Optim"),
     (adapted, inject(), ValueError, r"has LoRA layers already; .*unload_lora\(model\)"),
     (merged, inject(), ValueError, "has LoRA layers already"),
     (sequential(nn.ReLU()), inject(target_modules="all-linear"), ValueError, "no nn.Linear below"),
@@ -144,7 +162,7 @@ USING = [
                        unload_lora, lambda model: save_adapter(model, "never written"))),
     *((lambda: nn.Sequential(adapted()), function, ValueError,
        r"add_lora_to_model was called on a module inside or around it.*model\.module")
-      for function in (freeze_non_lora_params, unload_lora,
+      for function in (freeze_non_lora_params, merge_lora_weights, unload_lora,
                        lambda model: save_adapter(model, "never written"))),
     (lambda: merged().train(), lambda model: model(torch.zeros(1, 8).long()), RuntimeError,
      r"merged, so its factors would get no gradient: call unmerge_lora_weights\(model\)"),
@@ -223,6 +241,10 @@ LOADING = [
     (plain, config(fan_in_fan_out=True), ValueError, "fan_in_fan_out is True"),
     (plain, config(use_dora=True, bias="all"), ValueError, "bias is 'all'.* use_dora is True"),
     (plain, config(use_something_new=True), ValueError, "use_something_new is True"),
+    (plain, config(output_scale=0.5), ValueError, "output_scale is 0.5, which this library lacks"),
+    (plain, config(lora_variant="new"), ValueError, "lora_variant is 'new', which this library"),
+    (plain, config(layers_to_transform=0), ValueError, "layers_to_transform is 0, which this"),
+    (plain, config(r=10**13), RuntimeError, "memory"),
     (adapted, config(lora_alpha=8), ValueError,
      r"alpha is 8, but 12.0 on the model; .* call unload_lora\(model, merge=False\) first"),
     (adapted, config(use_rslora=True), ValueError, "use_rslora is True, but False on the model"),
@@ -234,6 +256,9 @@ LOADING = [
      rf"{KEY} has shape \(5, 24\), the model needs \(4, 24\)"),
     (lambda: plain(32), lambda d: None, ValueError,
      rf"{KEY} has shape \(4, 24\), the model needs \(4, 32\)"),
+    (plain, tensors(lambda t: t.update({KEY: torch.ones(4, 24, dtype=torch.int8)})), ValueError,
+     f"{KEY} is torch.int8, the model needs torch.float32"),
+    (adapted, tensors(lambda t: t[KEY].fill_(math.nan)), ValueError, f"{KEY} is not finite"),
     (tiny_models.bert, lambda d: None, ValueError, r"\['W_q', 'W_v'\] match no module"),
     (lambda: add_lora_to_model(plain(), 4, 12.0, ["W_q"], modules_to_save=["classifier"])[0],
      lambda d: None, ValueError, "unexpected .*W_v"),
@@ -288,7 +313,8 @@ def test_everything_that_is_wrong_is_in_one_error(refuses, tmp_path):
 
 def test_the_pair_that_add_lora_returns_is_no_model():
     pair = add_lora_to_model(plain())
-    for function in (add_lora_to_model, freeze_non_lora_params, merge_lora_weights, unload_lora):
+    for function in (add_lora_to_model, freeze_non_lora_params, merge_lora_weights, unload_lora,
+                     count_parameters):  # fmt: skip
         with pytest.raises(TypeError, match=r"model is a tuple.*model, layers = add_lora_to_model"):
             function(pair)
 
@@ -300,3 +326,18 @@ def test_a_single_layer_refuses_what_add_lora_refuses():
         LoRALinear(nn.Conv1d(2, 2, 1))
     with pytest.raises(TypeError, match="original_linear is a LoRALinear"):
         LoRALinear(LoRALinear(nn.Linear(2, 2)))
+
+
+def test_a_layer_that_has_no_shape_yet_is_refused():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2))
+    with pytest.raises(TypeError, match="target '1' has no shape yet; run the model once"):
+        add_lora_to_model(model, target_modules="all-linear")
+    assert not any(lora_layers(model)) and model[0].weight.requires_grad
+
+
+def test_nothing_is_loaded_into_a_model_without_memory(tmp_path):
+    directory = save_adapter(adapted(), tmp_path)
+    model = plain().to("meta")
+    with pytest.raises(ValueError, match=r"has no memory \(meta device\): give the model its weig"):
+        load_adapter(model, directory)
+    assert not any(lora_layers(model))

@@ -281,6 +281,18 @@ def test_layers_that_cannot_be_fused_are_refused(settings):
         share_inputs(nn.Sequential(LoRALinear(linear, **settings)))
 
 
+@pytest.mark.parametrize("change", ["merged", "other scaling"])
+def test_layers_that_would_be_computed_wrongly_together_are_refused(change):
+    model = make("lora_lib", build(STACK, CPU), STACK)
+    layer = model.layers[0]["k_proj"]
+    if change == "merged":
+        layer.merge()
+    else:
+        layer.scaling *= 2
+    with pytest.raises(ValueError, match="not merged and have one scaling"):
+        share_inputs(model)
+
+
 # --- jobs and their file --------------------------------------------------------------------------
 
 

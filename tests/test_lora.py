@@ -1,6 +1,8 @@
 import copy
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -385,6 +387,25 @@ def test_a_bfloat16_merge_rounds_only_once(set_factors):
     expected = (layer.weight.float() + layer.delta_weight()).bfloat16()
     assert torch.equal(layer.merged_weight(), expected)
     assert not torch.equal(layer.weight + layer.delta_weight().bfloat16(), expected)
+
+
+def test_a_merge_is_as_exact_under_autocast_or_when_the_factors_were_cast(set_factors):
+    layer = layer_with(set_factors, torch.float32)
+    expected = layer.merged_weight()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.merged_weight(), expected)
+    layer.bfloat16()
+    exact = layer.weight.double() + layer.scaling * layer.lora_B.double() @ layer.lora_A.double()
+    rounded_twice = (layer.weight + layer.scaling * layer.lora_B @ layer.lora_A).bfloat16()
+    assert torch.equal(layer.merged_weight(), exact.bfloat16())
+    assert not torch.equal(rounded_twice, exact.bfloat16())
+
+
+def test_numbers_of_other_libraries_become_pythons(x):
+    layer = LoRALinear(nn.Linear(12, 7), np.int64(4), Fraction(12), np.float32(0.5))
+    assert (type(layer.rank), type(layer.alpha)) == (int, float)
+    assert layer.scaling == 3.0 and type(layer.dropout.p) is float
+    assert layer(x).shape == (*x.shape[:-1], 7)
 
 
 def test_a_merged_layer_refuses_to_train(adapted, ids):

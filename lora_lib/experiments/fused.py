@@ -78,7 +78,8 @@ def share_inputs(model: nn.Module) -> nn.Module:
     """Let every LoRA layer of `model` compute as above: q, k and v together, gate and up together,
     the others alone. In place.
 
-    Raises ValueError if a layer has a bias or dropout.
+    Raises ValueError if a layer has a bias or dropout, is merged, or is scaled unlike the others
+    that read the same input.
     """
     for parent in list(model.modules()):
         layers = {n: m for n, m in parent.named_children() if isinstance(m, LoRALinear)}
@@ -92,6 +93,8 @@ def share_inputs(model: nn.Module) -> nn.Module:
 def _compute_together(layers: list[LoRALinear]) -> None:
     if any(layer.bias is not None or isinstance(layer.dropout, nn.Dropout) for layer in layers):
         raise ValueError("share_inputs takes layers without bias and without dropout")
+    if any(layer.merged or layer.scaling != layers[0].scaling for layer in layers):
+        raise ValueError("share_inputs takes layers that are not merged and have one scaling")
     shared = SharedInput(layers)
     for layer in layers:
         layer.forward = lambda x, layer=layer: shared.output_of(layer, x)
