@@ -335,6 +335,9 @@ def attention_maps(maps: Mapping[str, tuple[Tensor, str]], columns: Sequence[str
     for ax, (title, (weights, written)) in zip(axes, maps.items(), strict=True):
         image = ax.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1)
         ax.set_xticks(range(len(columns)), columns)
+        for label in ax.get_xticklabels():
+            if len(label.get_text()) > 1:  # BOS and SEP are wider than a column
+                label.set_rotation(90)
         ax.set_yticks(range(len(written)), list(written))
         ax.set(title=title, xlabel="looks at", ylabel="writes")
         ax.grid(visible=False)
