@@ -1,6 +1,7 @@
 """How large is a change? Singular values, measures of rank, and cutting a change to rank r.
 
-Every measure takes singular values (largest first); `noise_like` is the null to hold it against.
+Every measure takes singular values (largest first) and raises ValueError if they are all zero or
+not all finite; `noise_like` is the null to hold it against.
 """
 
 import copy
@@ -15,31 +16,46 @@ def singular_values(matrix: Tensor) -> Tensor:
     return torch.linalg.svdvals(matrix.detach().double())
 
 
+def _require_a_change(values: Tensor) -> None:
+    """Every measure divides by the size of the change."""
+    if not values.any():
+        raise ValueError("every singular value is zero; compare two models that differ")
+    if not values.isfinite().all():
+        odd = values[~values.isfinite()][0].item()
+        raise ValueError(
+            f"a singular value is {odd}; the training diverged: train the model anew, with a lower "
+            "learning rate"
+        )
+
+
 def cumulative_energy(values: Tensor) -> Tensor:
     """Share of Σσ² held by the first k singular values, for k = 1, 2, …; the last is 1."""
-    energy = values.square()
+    _require_a_change(values)
+    energy = values.double().square()  # in float32 the last share may miss 1
     return energy.cumsum(0) / energy.sum()
 
 
 def k90(values: Tensor, share: float = 0.9) -> int:
     """How many singular values hold `share` of Σσ² (Biderman et al. 2024, arXiv 2405.09673, §4.6).
 
-    Raises ValueError if every value is zero: no change has no directions.
+    Raises ValueError if `share` does not lie above 0 and at most at 1.
     """
-    if not values.any():
-        raise ValueError("every singular value is zero; compare two models that differ")
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; it must be above 0 and at most 1")
     # The tolerance keeps rounding from asking for one component more when share is 1.
     return int((cumulative_energy(values) < share - 1e-12).sum()) + 1
 
 
 def effective_rank(values: Tensor) -> float:
     """exp(entropy of σ / Σσ), between 1 and the rank (Roy & Vetterli 2007)."""
+    _require_a_change(values)
     p = values[values > 0] / values.sum()
     return math.exp(-(p * p.log()).sum().item())
 
 
 def stable_rank(values: Tensor) -> float:
     """‖M‖²_F / ‖M‖²₂: Σσ² over the largest σ²."""
+    _require_a_change(values)
     return (values.square().sum() / values[0].square()).item()
 
 
@@ -79,6 +95,12 @@ def truncated(svd: tuple[Tensor, Tensor, Tensor], rank: int) -> Tensor:
     """The sum of the `rank` strongest directions of an SVD (U, σ, Vᵀ), (m, n)."""
     u, s, vt = svd
     return u[:, :rank] * s[:rank] @ vt[:rank]
+
+
+def linear_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Path → a copy of W (d_out, d_in) for every nn.Linear."""
+    linears = {p: module for p, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {path: linear.weight.detach().clone() for path, linear in linears.items()}
 
 
 def weight_changes(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
@@ -134,8 +156,11 @@ def subspace_similarity(a: Tensor, b: Tensor) -> float:
 
 def nearest_cosines(before: Tensor, after: Tensor, k: int = 10) -> Tensor:
     """(k,): for each of the k strongest left singular vectors of `after`, its largest |cosine| with
-    one of `before` (the sign of a singular vector is arbitrary)."""
-    old, new = (torch.linalg.svd(m.detach().double())[0] for m in (before, after))
+    one of `before` (the sign of a singular vector is arbitrary). A matrix has as many of them as
+    singular values; those that would complete a basis of ℝᵐ are arbitrary and do not count."""
+    old, new = (
+        torch.linalg.svd(m.detach().double(), full_matrices=False)[0] for m in (before, after)
+    )
     return (old.T @ new[:, :k]).abs().max(dim=0).values
 
 

@@ -10,15 +10,16 @@ import json
 import os
 import random
 import re
-import tempfile
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import torch
 from platformdirs import user_cache_path
@@ -72,7 +73,12 @@ def load_pairs(script: str, split: str) -> list[Pair]:
 
 
 def load_spellings(script: str, split: str, limit: int | None = None) -> dict[str, tuple[str, ...]]:
-    """Latin name → every accepted spelling in `script`. `limit` keeps the first so many names."""
+    """Latin name → every accepted spelling in `script`. `limit` keeps the first so many names.
+
+    Raises ValueError for an unknown script or split, or a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1, or None for all names")
     spellings = defaultdict(list)
     for latin, target in load_pairs(script, split):
         spellings[latin].append(target)
@@ -116,16 +122,28 @@ def cache_folder() -> Path:
 
 
 def _write_if_possible(path: Path, text: str) -> None:
-    """Write atomically; a read-only cache folder only costs the next run two seconds."""
-    try:
+    """A cache folder that cannot be written only costs the next run two seconds."""
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, delete=False, encoding="utf-8"
-        ) as file:
-            file.write(text)
-        os.replace(file.name, path)
-    except OSError:
-        pass
+        write_atomically(path, text.encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path` and move into place, so that nobody ever sees half a file.
+
+    Opened in the ordinary way, since the files of `tempfile` are for their owner alone: the umask
+    decides who may read this one.
+    """
+    beside = path.with_name(f"{path.name}.{uuid4().hex}")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _select_pairs() -> dict[str, dict[str, list[tuple[str, str]]]]:

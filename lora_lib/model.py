@@ -19,12 +19,18 @@ KeyValueCache = dict["MultiHeadAttention", tuple[Tensor, Tensor]]
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention with separate projections W_q, W_k, W_v, W_o, none with a bias."""
+    """Causal self-attention with separate projections W_q, W_k, W_v, W_o, none with a bias.
+
+    Raises ValueError unless n_heads is positive and divides d_model.
+    """
 
     def __init__(self, d_model: int, n_heads: int, dropout: float = 0.1):
         super().__init__()
-        if d_model % n_heads:
-            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        if n_heads < 1 or d_model % n_heads:
+            raise ValueError(
+                f"d_model {d_model} is not divisible by n_heads {n_heads}; choose a positive "
+                "number that divides it"
+            )
         self.n_heads = n_heads
         self.dropout = dropout
         self.W_q = nn.Linear(d_model, d_model, bias=False)
@@ -121,10 +127,14 @@ class SmallTransformer(nn.Module):
         `cache`, an empty dict at first, keeps keys and values while text is generated one token
         at a time.
 
-        Raises ValueError if a sequence is longer than max_len.
+        Raises ValueError if a sequence is longer than max_len, or for several tokens with a filled
+        cache.
         """
         past = next(iter(cache.values()))[0].shape[2] if cache else 0
-        length = past + input_ids.shape[1]
+        new = input_ids.shape[1]
+        if past and new > 1:  # the first of them would see those after it
+            raise ValueError(f"with a filled cache give one token at a time; {new} were given")
+        length = past + new
         if length > self.max_len:
             raise ValueError(
                 f"a sequence of {length} tokens was given, but this model has {self.max_len} "
@@ -143,7 +153,7 @@ class SmallTransformer(nn.Module):
     def _last_token(x: Tensor, attention_mask: Tensor | None) -> Tensor:
         if attention_mask is None:
             return x[:, -1]
-        last = attention_mask.sum(dim=1) - 1
+        last = attention_mask.long().sum(dim=1) - 1
         return x[torch.arange(len(x), device=x.device), last]
 
 
@@ -173,7 +183,7 @@ def save_pretrained(
     save_file(tensors, path, metadata)
 
 
-def read_metadata(path: Path = BASE_FILE) -> dict:
+def read_metadata(path: Path | str = BASE_FILE) -> dict:
     """`config`, `characters` and `provenance` of a base file; raises as load_pretrained does."""
     path = Path(path)
     remedy = (
@@ -215,7 +225,7 @@ def load_pretrained(
     """
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout!r}; it must be at least 0 and less than 1")
-    metadata = read_metadata(Path(path))
+    metadata = read_metadata(path)
     config = metadata["config"] | ({} if dropout is None else {"dropout": dropout})
     with safe_open(path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -229,7 +239,7 @@ def load_pretrained(
 
 def classifier_from(base: SmallTransformer, num_classes: int) -> SmallTransformer:
     """Give a copy-free classifier the body of `base` and a new random head, in place."""
-    d_model = base.classifier.in_features
-    base.classifier = nn.Linear(d_model, num_classes).to(base.classifier.weight.device)
+    head = nn.Linear(base.classifier.in_features, num_classes)
+    base.classifier = head.to(base.classifier.weight).train(base.training)  # its device and dtype
     base.is_language_model = False
     return base

@@ -14,7 +14,7 @@ from statistics import mean
 import torch
 from torch import Tensor, nn
 
-from lora_lib.analysis import cumulative_energy
+from lora_lib.analysis import cumulative_energy, k90
 from lora_lib.lora import LoRALinear
 
 WIDTH, NORMAL, TALL = 10, 4.2, 5
@@ -97,10 +97,10 @@ def show(fig, name: str, alt: str) -> None:
 
 
 def blues(count: int) -> tuple[str, ...]:
-    """`count` (2 to 7) of BLUES, from light to dark; two or three without the palest and the
+    """`count` (1 to 7) of BLUES, from light to dark; up to three without the palest and the
     darkest."""
     shades = BLUES[1:-1] if count <= 3 else BLUES
-    return tuple(shades[round(k * (len(shades) - 1) / (count - 1))] for k in range(count))
+    return tuple(shades[round(k * (len(shades) - 1) / max(count - 1, 1))] for k in range(count))
 
 
 def mark_recorded(ax) -> None:
@@ -176,6 +176,7 @@ def seeds_and_intervals(
 def rank_intuition(values: Tensor, cumulative: Tensor, true_rank: int, shown: int = 50):
     """The lesson's first figure: singular values of a simulated change, and their energy."""
     fig, (left, right) = figure(2)
+    shown = min(shown, len(values))
     components = range(1, shown + 1)
     left.bar(components, values[:shown].tolist(), color=SKY)
     left.axvline(true_rank + 0.5, color=BLACK, ls="--", label=f"true rank {true_rank}")
@@ -194,7 +195,7 @@ def energy_curves(spectra: Mapping[str, Tensor], colors: Sequence[str]):
     fig, ax = figure()
     for (name, values), color in zip(spectra.items(), colors, strict=True):
         energy = cumulative_energy(values)
-        k = int((energy < 0.9).sum()) + 1
+        k = k90(values)
         steps = range(1, len(energy) + 1)
         line(ax, steps, energy, color, f"{name}: k90 = {k}", markevery=[k - 1], ms=11)
     ax.axhline(0.9, color=BLACK, ls=":")

@@ -43,7 +43,15 @@ def language_model_loss(model: nn.Module, batch: Batch) -> Tensor:
 def warm_up_then_decay(step: int, steps: int, warm_up: float = 0.1) -> float:
     """Share of the peak learning rate: up in a straight line, then down to zero."""
     position = (step + 1) / steps
-    return min(position / warm_up, (1 - step / steps) / (1 - warm_up))
+    return min(1.0, position / warm_up, (1 - step / steps) / (1 - warm_up))
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters with requires_grad; a ValueError if there are none."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("no parameter has requires_grad=True, so there is nothing to train")
+    return parameters
 
 
 def adamw(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -65,13 +73,15 @@ def fit(
 
     The learning rate rises to `lr` over the first tenth and then falls to zero; gradients are
     clipped to norm 1. An interrupt (Ctrl-C, the stop button) ends the training early and returns
-    what was measured.
+    what was measured; `batches` that run out do the same, on the schedule of all `steps`. Leaves
+    the model in eval mode.
 
-    Raises ValueError if nothing is trainable, FloatingPointError if the loss is not finite.
+    Raises ValueError if nothing is trainable or steps is below 1, FloatingPointError if the loss
+    is not finite.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("no parameter has requires_grad=True, so there is nothing to train")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; it must be at least 1")
+    parameters = _trainable(model)
     optimizer = optimizer(parameters, lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: warm_up_then_decay(s, steps))
     losses = []
@@ -89,11 +99,11 @@ def fit(
             if len(losses) % 25 == 0:  # reading the loss makes a GPU wait: now and then is enough
                 _require_finite(losses[-25:], len(losses), lr)
                 bar.set_postfix(loss=f"{losses[-1].item():.3f}", refresh=False)
-        _require_finite(losses[-25:], len(losses), lr)
     except KeyboardInterrupt:
         print(f"interrupted after {len(losses)} of {steps} steps")
     finally:
         model.eval()
+    _require_finite(losses[-25:], len(losses), lr)  # those that came after the last look
     return torch.stack(losses).tolist() if losses else []
 
 
@@ -123,7 +133,10 @@ def adapt(
     description: str = "",
     optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] = adamw,
 ) -> list[float]:
-    """Train on pairs (Latin name, target) with `fit`; the seed fixes the order of the batches."""
+    """Train on pairs (Latin name, target) with `fit`; the seed fixes the order of the batches.
+
+    Leaves the model in eval mode.
+    """
     batches = batches_by_length(pair_examples(pairs, tokenizer), batch_size, seed)
     return fit(model, batches, steps, lr, optimizer=optimizer, description=description)
 
@@ -139,10 +152,14 @@ def transliterate(
     """The model's spelling of every Latin name, by greedy decoding, in the order given.
 
     Prompts of equal length run together with a key-value cache, so no padding is needed. The base
-    answers in Cyrillic, with script="arabic" in Arabic; an adapted model in its own script.
+    answers in Cyrillic, with script="arabic" in Arabic; an adapted model in its own script. Leaves
+    the model in eval mode.
 
-    Raises TypeError if `names` is one string, ValueError if a name leaves no room to write.
+    Raises TypeError if `names` is one string, ValueError if a name leaves no room to write or
+    max_new is below 1.
     """
+    if max_new < 1:
+        raise ValueError(f"max_new is {max_new}; it must be at least 1")
     if isinstance(names, str):
         raise TypeError(f"names is the string {names!r}; give a list of names: [{names!r}]")
     device = next(model.parameters()).device
@@ -213,7 +230,10 @@ def evaluate(
     split: str = "test",
     limit: int | None = None,
 ) -> Scores:
-    """Exact match, error rate and bits per character on the names of a split."""
+    """Exact match, error rate and bits per character on the names of a split.
+
+    `limit` keeps the first so many names. Leaves the model in eval mode.
+    """
     spellings = load_spellings(script, split, limit)
     pairs = [pair for pair in load_pairs(script, split) if pair.latin in spellings]
     written = transliterate(model, tokenizer, list(spellings), script=script)
@@ -228,13 +248,19 @@ def bits_per_character(
     script: str | None = None,
     batch_size: int = 256,
 ) -> float:
-    """Cross-entropy in bits over the target's characters and EOS, divided by their number."""
+    """Cross-entropy in bits over the target's characters and EOS, divided by their number.
+
+    Leaves the model in eval mode.
+    """
     return bits_of(model, pair_examples(pairs, tokenizer, script), batch_size)
 
 
 @torch.inference_mode()
 def bits_of(model: SmallTransformer, examples: Sequence[Example], batch_size: int = 256) -> float:
-    """The same for any examples: mean cross-entropy in bits of what they ask to be predicted."""
+    """The same for any examples: mean cross-entropy in bits of what they ask to be predicted.
+
+    Leaves the model in eval mode.
+    """
     model.eval()
     examples = sorted(examples, key=lambda e: len(e.ids))
     nats = characters = 0
@@ -263,7 +289,7 @@ def classification_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, loader: DataLoader) -> float:
-    """Share of right classes, 0 to 1."""
+    """Share of right classes, 0 to 1. Leaves the model in eval mode."""
     model.eval()
     right = total = 0
     for batch in loader:
@@ -285,13 +311,11 @@ def train_model(
 
     Batches are dicts with `input_ids`, `label` and, where rows differ in length,
     `attention_mask`. Returns `train_loss`, `train_acc`, `test_acc`, one value an epoch; an
-    interrupt returns the epochs that were finished.
+    interrupt returns the epochs that were finished. Leaves the model in eval mode.
 
     Raises ValueError if nothing is trainable, FloatingPointError if the loss is not finite.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("no parameter has requires_grad=True, so there is nothing to train")
+    parameters = _trainable(model)
     optimizer = adamw(parameters, lr)
     history = {"train_loss": [], "train_acc": [], "test_acc": []}
     steps = 0

@@ -13,7 +13,7 @@ from ipywidgets import HTML, FloatSlider, IntSlider, Text, ValueWidget, VBox
 from torch import Tensor, nn
 
 from lora_lib.adapters import adapter_directory, adapter_names, load_adapter
-from lora_lib.analysis import truncated, weight_changes
+from lora_lib.analysis import linear_weights, truncated, weight_changes
 from lora_lib.data import _WHOLLY_LATIN, BASE_SCRIPT, Tokenizer
 from lora_lib.lora import LoRALinear, add_lora_to_model, unload_lora
 from lora_lib.model import SmallTransformer, load_pretrained
@@ -125,7 +125,7 @@ def rank_slider(
 
     `before` and `after` are plain models of one shape, and stay as they are.
     """
-    model, weights = copy.deepcopy(after), _weights(before)
+    model, weights = copy.deepcopy(after), linear_weights(before)
     svds = {
         path: torch.linalg.svd(change, full_matrices=False)
         for path, change in weight_changes(before, after).items()
@@ -153,7 +153,7 @@ def volume_knob(
     `adapted` has LoRA layers, and stays as it is. Raises ValueError if it has none.
     """
     model = unload_lora(copy.deepcopy(adapted), merge=False)
-    weights = _weights(model)
+    weights = linear_weights(model)
     deltas = {
         path: layer.delta_weight().detach()
         for path, layer in adapted.named_modules()
@@ -168,12 +168,6 @@ def volume_knob(
     return _answering(
         FloatSlider(volume, min=0, max=2, step=0.05, description="λ", layout=_WIDE), answer
     )
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Path → a copy of W (d_out, d_in) for every nn.Linear."""
-    linears = {p: module for p, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return {path: linear.weight.detach().clone() for path, linear in linears.items()}
 
 
 @torch.no_grad()

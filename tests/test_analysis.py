@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -61,9 +63,35 @@ def test_k90_counts_the_values_that_hold_nine_tenths():
     assert k90(torch.ones(10).double(), share=1) == 10
 
 
-def test_k90_of_no_change_is_refused():
-    with pytest.raises(ValueError, match="every singular value is zero"):
-        k90(torch.zeros(4))
+MEASURES = [cumulative_energy, k90, effective_rank, stable_rank]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0.0, 0.0], "every singular value is zero; compare two models that differ"),
+        ([], "every singular value is zero"),
+        ([1.0, math.nan], "a singular value is nan; .*train the model anew"),
+        ([math.inf, 1.0], "a singular value is inf; .*train the model anew"),
+    ],
+)
+def test_no_measure_makes_a_number_of_values_that_mean_nothing(measure, values, words):
+    with pytest.raises(ValueError, match=words):
+        measure(torch.tensor(values))
+
+
+@pytest.mark.parametrize("share", [-0.1, 0, 2.0, math.nan])
+def test_a_share_that_no_values_can_hold_is_refused(share):
+    with pytest.raises(ValueError, match=f"share is {share}; it must be above 0 and at most 1"):
+        k90(torch.ones(3), share)
+
+
+def test_the_whole_energy_needs_no_more_values_than_there_are():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        values = torch.rand(64, generator=generator).sort(descending=True).values
+        assert k90(values, share=1) == 64
 
 
 def test_effective_and_stable_rank_count_equal_values():

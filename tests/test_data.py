@@ -1,4 +1,5 @@
 import itertools
+import os
 import subprocess
 import sys
 import unicodedata
@@ -29,6 +30,7 @@ from lora_lib.data import (
     same_town_dataset,
     same_town_pairs,
     split_of,
+    write_atomically,
 )
 
 ALL_SCRIPTS = (BASE_SCRIPT, SECOND_SCRIPT, *SCRIPTS)
@@ -125,6 +127,12 @@ def test_a_limit_keeps_the_first_names_with_all_their_spellings():
     assert list(first.items()) == list(spellings.items())[:20]
 
 
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_that_keeps_no_names_is_refused(limit):
+    with pytest.raises(ValueError, match=f"limit is {limit}; it must be at least 1, or None"):
+        load_spellings("georgian", "test", limit)
+
+
 # --- the cache -----------------------------------------------------------------------------------
 
 TIMED_LOAD = """
@@ -165,6 +173,44 @@ def test_a_cache_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeyp
     monkeypatch.setenv("LORA_LIB_CACHE", str(tmp_path / "file" / "folder"))
     data._pairs_by_split.cache_clear()
     assert load_pairs("georgian", "train") == pairs
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask to speak of")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_is_written_with_the_permissions_of_any_other_new_file(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").read_bytes() == b"content"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    for function in ("fsync", "replace"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+            patch.setattr(os, function, full)
+            write_atomically(path, b"new")
+        assert list(tmp_path.iterdir()) == [path]
+        assert path.read_bytes() == b"old"
+
+
+def test_preparing_names_on_a_full_disk_leaves_no_files_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    pairs = load_pairs("georgian", "train")
+    monkeypatch.setenv("LORA_LIB_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "replace", full)
+    data._pairs_by_split.cache_clear()
+    assert load_pairs("georgian", "train") == pairs
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_variable_the_cache_is_the_users_own(monkeypatch):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from lora_lib.adapters import WEIGHTS_FILE, load_adapter
-from lora_lib.data import batches_by_length, load_pairs, pair_examples
+from lora_lib.data import Batch, batches_by_length, load_pairs, pair_examples
 from lora_lib.experiments import distributed
 from lora_lib.experiments.distributed import lora_model, rows_of_this_process, train
 from lora_lib.lora import count_parameters, lora_layers
@@ -155,6 +155,21 @@ def test_adapt_runs_as_it_is_and_keeps_the_processes_equal(two):
     assert first["losses"] != second["losses"]  # other pairs
     assert first["checksum"] == second["checksum"] > 0
     assert two[0]["scores"] == two[1]["scores"]
+
+
+def test_a_batch_with_too_few_rows_for_all_processes_is_skipped_by_all(monkeypatch):
+    sizes = (4, 1, 2, 3)
+    batches = [Batch(*torch.full((2, size, 5), size)) for size in sizes]
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    for rank, rows in ((0, [2, 1, 2]), (1, [2, 1, 1])):
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        assert [len(batch.input_ids) for batch in rows_of_this_process(batches)] == rows
+
+
+def test_batches_smaller_than_the_number_of_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    with pytest.raises(ValueError, match=r"batch_size is 3, but there are 4 processes.*at least 4"):
+        train(sharded=False, steps=1, batch_size=3)
 
 
 def test_wire_bytes_count_the_whole_tensor():

@@ -141,6 +141,13 @@ def test_rates_are_tried_around_a_guess_and_then_beyond_the_edge_where_the_best_
     assert untried_rates({5e-4: 1, 1e-3: 3, 2e-3: 2}, 1e-3) == []
 
 
+def test_the_search_ends_where_the_ladder_ends():
+    bottom, top = LADDER[:3], LADDER[-3:]
+    assert untried_rates(dict(zip(bottom, (3, 2, 1), strict=True)), bottom[1]) == []
+    assert untried_rates(dict(zip(top, (1, 2, 3), strict=True)), top[1]) == []
+    assert untried_rates({}, bottom[0]) == list(bottom[:2])
+
+
 def test_every_guess_stands_on_the_ladder_with_a_rate_on_either_side():
     for question in QUESTIONS.values():
         for level in question.levels.values():

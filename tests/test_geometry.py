@@ -106,6 +106,14 @@ def test_a_strong_new_direction_is_an_intruder_and_a_weak_one_is_not(diagonal):
     assert intruder_dimensions(diagonal, diagonal + 1e-3 * new @ new.T) == 0
 
 
+def test_what_a_tall_matrix_never_reaches_is_an_intruder(diagonal):
+    before = diagonal[:, :4]
+    after = before.clone()
+    after[9, 0] = 1000  # the tenth axis; nothing of `before` lies there
+    assert nearest_cosines(before, after, k=1).item() == pytest.approx(0.016, abs=1e-3)
+    torch.testing.assert_close(nearest_cosines(before, before), torch.ones(4).double())
+
+
 @pytest.mark.parametrize("width, expected", [(64, 0.33), (768, 0.12), (4096, 0.06)])
 def test_the_nearest_cosine_by_chance_falls_with_the_width(width, expected):
     assert nearest_cosines_by_chance(width).mean().item() == pytest.approx(expected, abs=0.01)
@@ -253,6 +261,16 @@ def test_the_first_looks_of_a_track_are_measured_again(monkeypatch):
     assert [again[1][skill] for skill in SKILLS] == pytest.approx(
         [tenth[skill] for skill in SKILLS], abs=0.06
     )
+
+
+def test_linear_weights_are_copies_of_the_weight_of_every_linear_layer(base):
+    weights = linear_weights(base)
+    assert torch.equal(weights["classifier"], base.classifier.weight)
+    kinds = {type(base.get_submodule(path)) for path in weights}
+    assert kinds == {torch.nn.Linear} and len(weights) == 25
+    before = weights["classifier"].clone()
+    torch.nn.init.zeros_(base.classifier.weight)
+    assert torch.equal(weights["classifier"], before)
 
 
 def test_what_the_projections_say_of_w_is_computed_again(base):

@@ -57,6 +57,12 @@ def test_a_width_that_the_heads_do_not_divide_is_refused():
         MultiHeadAttention(10, 4)
 
 
+@pytest.mark.parametrize("n_heads", [0, -2])
+def test_a_number_of_heads_that_is_not_positive_is_refused(n_heads):
+    with pytest.raises(ValueError, match=f"n_heads {n_heads}; choose a positive number"):
+        MultiHeadAttention(8, n_heads)
+
+
 def test_attention_is_the_softmax_of_scaled_products_over_the_past():
     torch.manual_seed(0)
     attention, x = MultiHeadAttention(6, 1).eval(), torch.randn(1, 5, 6)
@@ -114,11 +120,26 @@ def test_the_mask_may_end_elsewhere_in_every_row(classifier, ids):
     torch.testing.assert_close(classifier(ids, mask), torch.cat(one_by_one))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_the_mask_may_be_of_any_type(classifier, ids, dtype):
+    mask = (torch.arange(10) < torch.tensor([[3], [10], [1], [6]])).long()
+    assert torch.equal(classifier(ids, mask.to(dtype)), classifier(ids, mask))
+
+
 def test_a_key_value_cache_gives_the_logits_of_the_whole_sequence(language_model, ids):
     cache = {}
     pieces = [language_model(ids[:, :4], cache=cache)]
     pieces += [language_model(ids[:, t : t + 1], cache=cache) for t in range(4, 10)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), language_model(ids))
+
+
+def test_several_tokens_after_a_filled_cache_are_refused(language_model, ids):
+    cache = {}
+    language_model(ids[:, :4], cache=cache)
+    with pytest.raises(ValueError, match="with a filled cache give one token at a time; 2 were"):
+        language_model(ids[:, 4:6], cache=cache)
+    last = language_model(ids[:, 4:5], cache=cache)  # the cache is as before
+    torch.testing.assert_close(last[:, 0], language_model(ids[:, :5])[:, 4])
 
 
 def test_a_sequence_longer_than_max_len_is_refused(language_model):
@@ -291,3 +312,11 @@ def test_classifier_from_keeps_the_body_and_draws_a_new_head(base, tokenizer):
     assert all(named[name] is parameter for name, parameter in body.items())
     assert model.classifier.weight.shape == (2, 128)
     assert model(torch.tensor([tokenizer.prompt("Gori")])).shape == (1, 2)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_new_head_has_the_type_and_the_mode_of_the_base(base, training):
+    model = classifier_from(base.bfloat16().train(training), num_classes=2)
+    assert model.classifier.weight.dtype == torch.bfloat16
+    assert model.classifier.training == training
+    assert model(torch.tensor([[1, 7, 2]])).dtype == torch.bfloat16

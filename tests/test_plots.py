@@ -16,6 +16,7 @@ from figure_rules import FAR_ENOUGH, LIGHTER, complaints, distance, lightness
 from matplotlib.colors import same_color
 
 from lora_lib import plots
+from lora_lib.analysis import k90
 from lora_lib.lora import LoRALinear
 
 
@@ -189,6 +190,7 @@ def test_the_blues_go_from_light_to_dark_and_differ_in_grey():
     assert len({plots.MARKS[blue] for blue in plots.BLUES}) == len(plots.BLUES)
     assert plots.blues(2) == (plots.BLUES[1], plots.BLUES[5])
     assert plots.blues(3)[1] == plots.LORA and plots.blues(7) == plots.BLUES
+    assert plots.blues(1) == (plots.BLUES[1],)
 
 
 def test_the_committed_picture_shows_the_opening_figure_as_other_eyes_see_it():
@@ -337,6 +339,20 @@ def test_rank_intuition_draws_the_first_values_and_their_energy():
     assert line(right, "rank 3").get_xdata()[0] == 3
     assert line(right, "99 %").get_ydata()[0] == 0.99
     assert legend(left) == ["true rank 3"]
+
+
+def test_rank_intuition_draws_a_matrix_with_fewer_values_than_are_shown():
+    left, right = plots.rank_intuition(torch.ones(3), torch.ones(3), true_rank=2).axes
+    assert heights(left.containers[0]) == [1, 1, 1]
+    assert data(right.lines[0])[0] == [1, 2, 3]
+
+
+def test_energy_curves_use_the_k90_of_the_library():
+    values = torch.linspace(1, 0, 30).double()
+    [ax] = plots.energy_curves({"ΔW": values}, [plots.BLUE]).axes
+    assert legend(ax) == [f"ΔW: k90 = {k90(values)}"]
+    with pytest.raises(ValueError, match="every singular value is zero"):
+        plots.energy_curves({"nothing": torch.zeros(3)}, [plots.BLUE])
 
 
 def test_energy_curves_mark_k90_on_each():

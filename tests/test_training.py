@@ -103,6 +103,11 @@ def test_the_learning_rate_rises_over_a_tenth_of_the_steps_and_falls_to_zero():
     assert warm_up_then_decay(100, 100) == 0
 
 
+@pytest.mark.parametrize("steps", [1, 5, 7, 11, 240, 500])
+def test_the_learning_rate_never_exceeds_its_peak(steps):
+    assert max(warm_up_then_decay(step, steps) for step in range(steps)) <= 1
+
+
 def test_the_first_step_uses_the_first_share_of_the_learning_rate():
     model = tiny_language_model()
     before = model.classifier.bias.detach().clone()
@@ -124,6 +129,13 @@ def test_fit_refuses_a_model_with_nothing_to_train(refuses):
     model = tiny_language_model().requires_grad_(False)
     with refuses(model, ValueError, "requires_grad", "nothing to train"):
         fit(model, batches(), 3, lr=1e-3)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_fit_refuses_a_training_without_steps(refuses, steps):
+    model = tiny_language_model()
+    with refuses(model, ValueError, f"steps is {steps}; it must be at least 1"):
+        fit(model, batches(), steps, lr=1e-3)
 
 
 @pytest.mark.parametrize("steps", [10, 30])
@@ -179,6 +191,20 @@ def test_an_interrupt_returns_the_losses_so_far(capsys):
     losses = fit(model, interrupted(), 10, lr=1e-3)
     assert losses == pytest.approx(fit(tiny_language_model(), batches(), 10, lr=1e-3)[:3])
     assert "interrupted after 3 of 10 steps" in capsys.readouterr().out
+    assert not model.training
+
+
+def test_an_interrupt_does_not_hide_a_loss_that_is_not_finite():
+    def interrupted():
+        yield from itertools.islice(batches(), 3)
+        raise KeyboardInterrupt
+
+    def broken(model, batch):
+        return language_model_loss(model, batch) * math.nan
+
+    model = tiny_language_model()
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1 "):
+        fit(model, interrupted(), 10, lr=1e-3, loss_function=broken)
     assert not model.training
 
 
@@ -259,6 +285,12 @@ def test_writing_stops_after_max_new_tokens(base, tokenizer):
     assert transliterate(base, tokenizer, ["Novosibirsk"], max_new=3) == [whole[:3]]
 
 
+@pytest.mark.parametrize("max_new", [0, -1])
+def test_writing_no_tokens_at_all_is_refused(base, tokenizer, max_new):
+    with pytest.raises(ValueError, match=f"max_new is {max_new}; it must be at least 1"):
+        transliterate(base, tokenizer, ["Omsk"], max_new)
+
+
 def test_no_names_give_no_spellings(base, tokenizer):
     assert transliterate(base, tokenizer, []) == []
 
@@ -309,6 +341,11 @@ def test_evaluate_scores_every_name_once_and_every_pair(base, tokenizer):
     assert (scores.exact_match, scores.error_rate) == score_names(written, spellings)
     assert scores.bits == pytest.approx(bits_per_character(base, tokenizer, pairs))
     assert scores.exact_match > 0.35
+
+
+def test_scores_of_no_names_are_refused(base, tokenizer):
+    with pytest.raises(ValueError, match="limit is 0; it must be at least 1, or None"):
+        evaluate(base, tokenizer, "georgian", limit=0)
 
 
 def test_bits_do_not_depend_on_the_size_of_the_batches(base, tokenizer):

@@ -46,10 +46,16 @@ def lora_model() -> tuple[SmallTransformer, Tokenizer]:
 
 
 def rows_of_this_process(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Every batch is the same in all processes; each takes its rows of it."""
-    mine = slice(dist.get_rank(), None, dist.get_world_size())
+    """Every batch is the same in all processes; each takes its rows of it.
+
+    A batch with fewer rows than processes is skipped by all: the mean loss of no rows is not a
+    number, and nor would be everybody's gradients.
+    """
+    processes = dist.get_world_size()
+    mine = slice(dist.get_rank(), None, processes)
     for batch in batches:
-        yield Batch(batch.input_ids[mine], batch.labels[mine])
+        if len(batch.input_ids) >= processes:
+            yield Batch(batch.input_ids[mine], batch.labels[mine])
 
 
 def loss_of_all_rows(model: nn.Module, batch: Batch) -> Tensor:
@@ -110,8 +116,14 @@ def train(sharded: bool, steps: int, batch_size: int, out: Path | None = None) -
     """Train in this process and the others of the group; `batch_size` is that of all together.
 
     Returns the losses of all rows, the bytes handed to collectives in a step, and the bytes of the
-    factors' gradients.
+    factors' gradients. Raises ValueError if a batch would have fewer rows than there are processes.
     """
+    processes = dist.get_world_size()
+    if batch_size < processes:
+        raise ValueError(
+            f"batch_size is {batch_size}, but there are {processes} processes, each of which needs "
+            f"a row of its own; give at least {processes}"
+        )
     model, tokenizer = lora_model()
     trainable = count_parameters(model, only_trainable=True)
     if torch.cuda.is_available():
@@ -132,8 +144,8 @@ def train(sharded: bool, steps: int, batch_size: int, out: Path | None = None) -
     if out:
         save(model, out)
     return {
-        "processes": dist.get_world_size(),
-        "losses": (losses / dist.get_world_size()).tolist(),
+        "processes": processes,
+        "losses": (losses / processes).tolist(),
         "wire_bytes_per_step": {name: n / steps for name, n in wire.bytes.items()},
         "gradient_bytes": 4 * trainable,
     }

@@ -16,7 +16,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from lora_lib.analysis import intruder_dimensions, subspace_similarity
+from lora_lib.analysis import intruder_dimensions, linear_weights, subspace_similarity
 from lora_lib.experiments.parallel import in_parallel, workers_argument
 from lora_lib.experiments.provenance import provenance
 from lora_lib.experiments.questions import SEEDS, lora, method
@@ -107,14 +107,6 @@ def full_weights(run: Run) -> dict[str, Tensor]:
     model, tokenizer = prepare_model(run)
     train(run, model.to(default_device()), tokenizer)
     return linear_weights(model.cpu())
-
-
-def linear_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {
-        path: module.weight.detach()
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
 
 
 def measure(

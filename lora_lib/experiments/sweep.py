@@ -51,16 +51,18 @@ def guess(run: Run) -> float:
 
 
 def untried_rates(tried: dict[float, float], first: float) -> list[float]:
-    """The learning rates to try next, none if the best one tried has a worse one on either side."""
+    """The learning rates to try next, none if the best one tried has a worse one on either side or
+    lies at an end of the ladder."""
     at = LADDER.index(first)
-    missing = [rate for rate in LADDER[at - 1 : at + 2] if rate not in tried]
+    missing = [rate for rate in LADDER[max(at - 1, 0) : at + 2] if rate not in tried]
     if missing:
         return missing
     best = max(tried, key=tried.get)
     at = LADDER.index(best)
+    below, above = LADDER[:at][-1:], LADDER[at + 1 :][:1]  # empty at an end of the ladder
     if best == min(tried):
-        return [LADDER[at - 1]]
-    return [LADDER[at + 1]] if best == max(tried) else []
+        return list(below)
+    return list(above) if best == max(tried) else []
 
 
 def plan(rows: list[dict], questions: Iterable[Question]) -> Iterator[Run]:
