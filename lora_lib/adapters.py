@@ -6,9 +6,7 @@
 """
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import torch
@@ -16,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lora_lib.data import write_atomically
 from lora_lib.lora import (
     LoRAConfig,
     LoRALinear,
@@ -70,8 +69,8 @@ def save_adapter(model: nn.Module, directory: Path | str) -> Path:
     weights = save(tensors, {"format": "pt", CONFIG_FILE: config})
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / WEIGHTS_FILE, weights)
-    _replace(directory / CONFIG_FILE, config.encode())
+    write_atomically(directory / WEIGHTS_FILE, weights)
+    write_atomically(directory / CONFIG_FILE, config.encode())
     return directory
 
 
@@ -119,20 +118,6 @@ def _adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
         for name, tensor in inner.get_submodule(path).state_dict(keep_vars=True).items():
             tensors[f"{_PREFIX}{path}.{name}"] = tensor
     return tensors
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside `path` and move into place, so that nobody ever sees half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(handle)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 # --- load ----------------------------------------------------------------------------------------
