@@ -1,5 +1,6 @@
 """Saving is atomic: whatever happens while an adapter is written, one can still be loaded."""
 
+import io
 import itertools
 import json
 import multiprocessing
@@ -160,7 +161,8 @@ def save_and_die(directory, rank, moment):
         return act
 
     model = adapter(2.0, rank)
-    for name in ("open", "fdopen", "fsync", "chmod", "replace", "unlink"):
+    io.open = deadly(io.open)  # what Path.open calls
+    for name in ("fsync", "replace"):
         setattr(os, name, deadly(getattr(os, name)))
     save_adapter(model, directory)
     os._exit(0)
@@ -201,7 +203,7 @@ def test_a_process_that_dies_between_any_two_steps_loses_nothing(tmp_path):
         if process.exitcode == 0:
             break
     assert process.exitcode == 0
-    assert len(outcomes) > 8
+    assert len(outcomes) == 7  # two files, three steps each, and then none left
     assert outcomes == sorted(outcomes)  # the old one up to some moment, then the new one
     assert set(outcomes) == {1.0, 2.0}
 
