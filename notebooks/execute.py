@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -36,7 +37,7 @@ def execute(path: Path) -> float:
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if _keep(output)]
+            cell.outputs = _joined(output for output in cell.outputs if _keep(output))
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"],
                          "language_info": {"name": "python"}}  # fmt: skip
     nbformat.write(notebook, path)
@@ -47,6 +48,18 @@ def _keep(output) -> bool:
     """Neither progress bars (stderr) nor widgets, which are dead without their kernel."""
     is_widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
     return not is_widget and output.get("name") != "stderr"
+
+
+def _joined(outputs: Iterable) -> list:
+    """Neighbouring pieces of text as one: where a kernel cuts its text is a matter of chance."""
+    joined = []
+    for output in outputs:
+        last = joined[-1] if joined else {}
+        if output.output_type == last.get("output_type") == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def main() -> None:

@@ -43,6 +43,13 @@ def test_a_notebook_is_valid_and_small(path):
 
 
 @by_name
+def test_neighbouring_text_is_one_output(path):
+    for cell in code_cells(path):
+        names = [output.get("name") for output in cell.outputs]
+        assert ("stdout", "stdout") not in pairwise(names), cell.source
+
+
+@by_name
 def test_a_notebook_was_executed_once_from_top_to_bottom(path):
     counts = [cell.execution_count for cell in code_cells(path)]
     assert counts == list(range(1, len(counts) + 1))
