@@ -3,6 +3,7 @@
 import html
 import inspect
 import os
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 
@@ -112,7 +113,13 @@ def show_table(
 
 def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> str:
     """The HTML of such a table."""
-    head = "".join(f"<th style='text-align:left'>{html.escape(c)}</th>" for c in columns)
+    sides = [
+        "right" if all(map(_is_number, cells)) else "left" for cells in zip(*rows, strict=True)
+    ]
+    head = "".join(
+        f"<th style='text-align:{side}'>{html.escape(column)}</th>"
+        for column, side in zip(columns, sides, strict=True)
+    )
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return (
         f"<table style='font-size:1.05em'><caption style='caption-side:bottom;"
@@ -121,9 +128,17 @@ def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], caption
     )
 
 
+def _is_number(value: object) -> bool:
+    """Also text that is one, such as "1e-3", "−0.5" or "12 %"; and no value at all."""
+    return isinstance(value, int | float) or bool(_NUMBER.fullmatch(str(value)))
+
+
+_NUMBER = re.compile(r"|([−+-]?[\d.,]+(e[−+-]?\d+)?( ?%)?)")
+
+
 def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"<td style='text-align:right'>{value:.3f}</td>"
-    if isinstance(value, int):
-        return f"<td style='text-align:right'>{value:,}</td>"
-    return f"<td dir='auto' style='text-align:left'>{html.escape(str(value))}</td>"
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    text = f"{value:,}" if isinstance(value, int) else text
+    if _is_number(value):
+        return f"<td style='text-align:right'>{text}</td>"
+    return f"<td dir='auto' style='text-align:left'>{html.escape(text)}</td>"

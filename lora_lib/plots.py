@@ -356,7 +356,7 @@ def parameters_by_target(counts: Mapping[tuple[str, int], int], total: int):
     for bars, rank in zip(ax.containers, ranks, strict=True):
         shares = [f"{counts[label, rank] / total:.1%}" for label in labels]
         ax.bar_label(bars, shares, padding=3, fontsize=12)
-    ax.set(title="Trainable parameters, and their share of the model", ylabel="parameters")
+    ax.set(title="Trainable parameters, and their share of the base's", ylabel="parameters")
     ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.legend(loc="upper left")
     return fig

@@ -172,12 +172,20 @@ def test_a_table_has_its_columns_and_rows_in_order(shown):
 
 @pytest.mark.parametrize(
     "value, text",
-    [(0.12345, "0.123"), (2.0, "2.000"), (16384, "16,384"), ("16384", "16384"), (None, "None")],
-)
+    [(0.12345, "0.123"), (2.0, "2.000"), (16384, "16,384"), ("0.01", "0.01"), ("1e-3", "1e-3"),
+     ("−0.5", "−0.5"), ("1,000", "1,000"), ("12.5 %", "12.5 %"), ("", "")],
+)  # fmt: skip
 def test_numbers_are_formatted_and_set_to_the_right(shown, value, text):
-    cell = table(shown, ["x"], [[value]]).split("<td")[1]
+    head, cell = re.findall("<t[hd].*?</t[hd]>", table(shown, ["x"], [[value]]))
     assert f">{text}</td>" in cell
-    assert ("text-align:right" in cell) is isinstance(value, int | float)
+    assert "text-align:right" in cell and "text-align:right" in head
+
+
+@pytest.mark.parametrize("value", [None, "r = 8", "8 bits", "0.5 (0.4 to 0.6)", "—", "8, 19"])
+def test_what_is_no_number_is_set_to_the_left(shown, value):
+    head, number, cell = re.findall("<t[hd].*?</t[hd]>", table(shown, ["x"], [[7], [value]]))
+    assert "text-align:right" in number
+    assert "text-align:left" in cell and "text-align:left" in head
 
 
 def test_text_of_any_script_is_set_in_its_own_direction(shown):
