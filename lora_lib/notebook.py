@@ -113,12 +113,10 @@ def show_table(
 
 def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> str:
     """The HTML of such a table."""
-    sides = [
-        "right" if all(map(_is_number, cells)) else "left" for cells in zip(*rows, strict=True)
-    ]
+    numbers = [all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
     head = "".join(
-        f"<th style='text-align:{side}'>{html.escape(column)}</th>"
-        for column, side in zip(columns, sides, strict=True)
+        f"<th style='text-align:{'right' if number else 'left'}'>{html.escape(column)}</th>"
+        for column, number in zip(columns, numbers, strict=True)
     )
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return (
