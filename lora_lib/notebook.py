@@ -113,7 +113,10 @@ def show_table(
 
 def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> str:
     """The HTML of such a table."""
-    numbers = [all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+    # An interrupted run leaves rows short.
+    numbers = [
+        all(_is_number(x) for row in rows for x in row[i : i + 1]) for i in range(len(columns))
+    ]
     head = "".join(
         f"<th style='text-align:{'right' if number else 'left'}'>{html.escape(column)}</th>"
         for column, number in zip(columns, numbers, strict=True)

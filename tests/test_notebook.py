@@ -188,6 +188,11 @@ def test_what_is_no_number_is_set_to_the_left(shown, value):
     assert "text-align:left" in cell and "text-align:left" in head
 
 
+def test_a_table_may_have_short_rows_and_none(shown):
+    assert table(shown, ["run", "1", "2"], [["a", 0.5], ["b", 0.25]]).count("<td") == 4
+    assert table(shown, ["run", "1"], []).count("<th") == 3  # with the <thead>
+
+
 def test_text_of_any_script_is_set_in_its_own_direction(shown):
     assert "<td dir='auto' style='text-align:left'>חיפה</td>" in table(shown, ["x"], [["חיפה"]])
 
