@@ -32,6 +32,11 @@ from lora_lib.lora import (
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT wraps a model twice before it names its tensors
+# Of PEFT's other settings, those that change nothing in what a model computes.
+_HARMLESS = (
+    *("task_type", "base_model_name_or_path", "revision", "peft_version", "inference_mode"),
+    *("auto_mapping", "eva_config", "megatron_core", "qalora_group_size"),
+)
 _SETTINGS = "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "modules_to_save"
 
 ADAPTERS = Path(__file__).parent / "pretrained" / "adapters"
@@ -205,10 +210,7 @@ def _unsupported(stored: dict) -> list[str]:
         "bias": ("none",),
         "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # keep W as it is
     }
-    harmless = {
-        *(*allowed, *_SETTINGS, "task_type", "base_model_name_or_path", "revision", "peft_version"),
-        *("inference_mode", "auto_mapping", "eva_config", "megatron_core", "qalora_group_size"),
-    }
+    harmless = {*allowed, *_SETTINGS, *_HARMLESS}
     stored = {"peft_type": None} | stored
     on = [
         key

@@ -12,7 +12,7 @@ import random
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -276,6 +276,11 @@ def pair_examples(
         Example(tokenizer.pair(latin, target, script), len(tokenizer.prompt(latin, script)))
         for latin, target in pairs
     ]
+
+
+def name_examples(names: Iterable[str], tokenizer: Tokenizer) -> list[Example]:
+    """Names alone, without a prompt: everything is to be predicted."""
+    return [Example(tokenizer.name(name), 1) for name in names]
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:

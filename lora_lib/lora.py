@@ -45,7 +45,7 @@ class LoRALinear(nn.Module):
         self.in_features = d_in = original_linear.in_features
         self.out_features = d_out = original_linear.out_features
         self.original = original_linear.requires_grad_(False)
-        self.rank, self.alpha = int(rank), float(alpha)  # NumPy's numbers, for one, would stay so
+        self.rank, self.alpha = int(rank), float(alpha)  # plain ones, also of a np.int64
         self.scaling = self.alpha / (math.sqrt(rank) if use_rslora else self.rank)
         self.dropout = nn.Dropout(float(dropout)) if dropout else nn.Identity()
         like = dict(
@@ -76,10 +76,9 @@ class LoRALinear(nn.Module):
         return self.original(x) + F.linear(z, self.lora_B.to(x.dtype))
 
     def delta_weight(self) -> Tensor:
-        """ΔW = s · B A, shape (d_out, d_in), in float32 or better, also under autocast."""
+        """ΔW = s · B A, shape (d_out, d_in), in float32 or better."""
         dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
-        with torch.autocast(self.lora_A.device.type, enabled=False):
-            return self.scaling * self.lora_B.to(dtype) @ self.lora_A.to(dtype)
+        return self.scaling * self.lora_B.to(dtype) @ self.lora_A.to(dtype)
 
     @property
     def merged(self) -> bool:
@@ -92,7 +91,9 @@ class LoRALinear(nn.Module):
         Raises FloatingPointError if it is not finite, TypeError if W is quantised or computed.
         """
         _check_takes_a_sum(self.original)
-        weight, change = self.original.weight, self.delta_weight()
+        weight = self.original.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            change = self.delta_weight()
         total = (weight.to(change.dtype) + change).to(weight.dtype)
         if not torch.isfinite(total).all():
             raise FloatingPointError(

@@ -129,17 +129,16 @@ def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], caption
     )
 
 
+_NUMBER = re.compile(r"|([−+-]?[\d.,]+(e[−+-]?\d+)?( ?%)?)")
+
+
 def _is_number(value: object) -> bool:
     """Also text that is one, such as "1e-3", "−0.5" or "12 %"; and no value at all."""
     return isinstance(value, int | float) or bool(_NUMBER.fullmatch(str(value)))
 
 
-_NUMBER = re.compile(r"|([−+-]?[\d.,]+(e[−+-]?\d+)?( ?%)?)")
-
-
 def _cell(value: object) -> str:
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    text = f"{value:,}" if isinstance(value, int) else text
     if _is_number(value):
-        return f"<td style='text-align:right'>{text}</td>"
-    return f"<td dir='auto' style='text-align:left'>{html.escape(text)}</td>"
+        form = ".3f" if isinstance(value, float) else "," if isinstance(value, int) else ""
+        return f"<td style='text-align:right'>{value:{form}}</td>"
+    return f"<td dir='auto' style='text-align:left'>{html.escape(str(value))}</td>"

@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # files run beside each other, in
 import shutil
 import tempfile
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -37,8 +37,9 @@ class KernelTime:
     def pytest_runtest_makereport(item, call):
         kernel = getattr(item.parent, "kernel", None)
         if kernel is not None and call.when == "call":
-            cpu = psutil.Process(kernel.km.provisioner.pid).cpu_times()
-            item.user_properties.append(("cpu", cpu.user + cpu.system))
+            with suppress(psutil.NoSuchProcess):  # a kernel that died is reported by nbval
+                cpu = psutil.Process(kernel.km.provisioner.pid).cpu_times()
+                item.user_properties.append(("cpu", cpu.user + cpu.system))
 
 
 def pytest_configure(config):

@@ -118,16 +118,6 @@ def test_a_file_in_the_way_is_an_error_that_names_it(tmp_path, refuses):
     assert path.read_text() == "mine"
 
 
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_the_umask_decides_who_may_read_an_adapter(tmp_path, umask, mode):
-    before = os.umask(umask)
-    try:
-        directory = save_adapter(adapter(1.0), tmp_path)
-    finally:
-        os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {mode}
-
-
 # --- a process that is killed --------------------------------------------------------------------
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -401,6 +401,11 @@ def test_a_merge_is_as_exact_under_autocast_or_when_the_factors_were_cast(set_fa
     assert not torch.equal(rounded_twice, exact.bfloat16())
 
 
+def test_the_shape_of_a_change_needs_no_memory():
+    layer = LoRALinear(nn.Linear(12, 7, device="meta"))
+    assert layer.delta_weight().shape == (7, 12)
+
+
 def test_numbers_of_other_libraries_become_pythons(x):
     layer = LoRALinear(nn.Linear(12, 7), np.int64(4), Fraction(12), np.float32(0.5))
     assert (type(layer.rank), type(layer.alpha)) == (int, float)

@@ -20,11 +20,12 @@ from lora_lib.data import (
     Tokenizer,
     batches_by_length,
     load_pairs,
+    name_examples,
     pair_examples,
 )
 from lora_lib.experiments.parallel import in_parallel, workers_argument
 from lora_lib.experiments.provenance import provenance
-from lora_lib.experiments.questions import SEEDS, lora, method
+from lora_lib.experiments.questions import SEEDS, Difference, lora, method, paired_difference
 from lora_lib.experiments.runs import Run, chosen_rate, load_results, prepare_model
 from lora_lib.model import default_device
 from lora_lib.training import bits_of, fit
@@ -56,7 +57,7 @@ def examples_of(tokenizer: Tokenizer, script: str) -> dict[str, list[Example]]:
         "Arabic": pair_examples(
             load_pairs(SECOND_SCRIPT, "test")[:TOWNS], tokenizer, SECOND_SCRIPT
         ),
-        "names alone": [Example(tokenizer.name(name), 1) for name in names],
+        "names alone": name_examples(names, tokenizer),
     }
 
 
@@ -105,6 +106,17 @@ def bits_by_seed(runs: list[dict], name: str, rate: str, skill: str, learned: fl
     found = [run for run in runs if (run["name"], run["rate"]) == (name, rate)]
     found.sort(key=lambda run: run["seed"])
     return [bits_at(run["track"], skill, learned) for run in found]
+
+
+def minus_full(runs: list[dict], name: str, rate: str, skill: str) -> Difference:
+    """Bits of a skill under a setting of LoRA minus those under full fine-tuning, where every run
+    compared has learned as much. At the rate of full ("full's"), that one has its chosen rate."""
+    learned = reached_by_all(runs, ("chosen", "half", rate))
+    full_rate = "chosen" if rate == "full's" else rate
+    return paired_difference(
+        bits_by_seed(runs, name, rate, skill, learned),
+        bits_by_seed(runs, "full fine-tuning", full_rate, skill, learned),
+    )
 
 
 def load_forgetting(path: Path = RESULTS) -> list[dict]:

@@ -40,7 +40,7 @@ def training_examples(tokenizer: Tokenizer) -> list[Example]:
         examples += data.pair_examples(data.load_pairs(script, "train"), tokenizer, script)
     for script in SCRIPTS:
         names = {pair.target for pair in data.load_pairs(script, "train")}
-        examples += [Example(tokenizer.name(name), 1) for name in sorted(names)]
+        examples += data.name_examples(sorted(names), tokenizer)
     return examples
 
 

@@ -18,7 +18,7 @@ from lora_lib.analysis import nearest_cosines_by_chance
 from lora_lib.data import SCRIPTS
 from lora_lib.experiments.answers import Level, NoVerdict, difference, not_recorded
 from lora_lib.experiments.change import attention_k90
-from lora_lib.experiments.forgetting import bits_by_seed, reached_by_all
+from lora_lib.experiments.forgetting import minus_full
 from lora_lib.experiments.geometry import mean_phi
 from lora_lib.experiments.questions import (
     EQUAL_BUDGET,
@@ -164,32 +164,20 @@ def best_rate_ratio(ours: Run, theirs: Run) -> Callable[[Recorded], Difference]:
     return measure
 
 
-def minus_full(recorded: Recorded, skill: str, name: str, rate: str) -> Difference:
-    """Bits of a skill under a setting of LoRA minus those under full fine-tuning, where every run
-    compared has learned as much Georgian. `rate` as in the record; for "full's", LoRA at the rate
-    of full fine-tuning, that one has its chosen rate."""
-    runs = recorded.forgetting
-    learned = reached_by_all(runs, ("chosen", "half", rate))
-    full_rate = "chosen" if rate == "full's" else rate
-    return paired_difference(
-        bits_by_seed(runs, name, rate, skill, learned),
-        bits_by_seed(runs, "full fine-tuning", full_rate, skill, learned),
-    )
-
-
 def forgotten(skill: str, rate: str) -> Callable[[Recorded], Difference]:
-    return lambda recorded: minus_full(recorded, skill, "LoRA r=8", rate)
+    return lambda recorded: minus_full(recorded.forgetting, "LoRA r=8", rate, skill)
 
 
 def not_judged(recorded: Recorded) -> str:
     """The skill that is asked to go, a high rank, and one rate for both."""
+    runs = recorded.forgetting
     others = (
         ("r = 8, each at its rate", "LoRA r=8", "chosen", ("Cyrillic",)),
         ("r = 64, each at its rate", "LoRA r=64", "chosen", ("Arabic", "names alone")),
         ("r = 8 at the rate of full", "LoRA r=8", "full's", ("Arabic", "names alone")),
     )
     return "not judged: " + "; ".join(
-        f"{words}: " + ", ".join(f"{s} {minus_full(recorded, s, name, rate)}" for s in skills)
+        f"{words}: " + ", ".join(f"{s} {minus_full(runs, name, rate, s)}" for s in skills)
         for words, name, rate, skills in others
     )
 
