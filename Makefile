@@ -39,7 +39,7 @@ slides: .venv/installed-test
 	$(BIN)/python docs/make_slides.py
 
 assignment: .venv/installed-test
-	$(BIN)/python -m lora_lib.exercises.release assignment grading
+	$(BIN)/python -m lora_course.exercises.release assignment grading
 	cd grading && PATH="$(abspath $(BIN)):$$PATH" nbgrader generate_assignment exercises --force
 
 site: .venv/installed-site

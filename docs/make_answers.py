@@ -1,12 +1,12 @@
 """The answers at the end of the instructor guide: `python docs/make_answers.py` writes them anew.
 
-They are those of lora_lib.exercises, and a test fails as long as the guide says something else.
+They are those of lora_course.exercises, and a test fails as long as the guide says something else.
 """
 
 from pathlib import Path
 
-from lora_lib.exercises import everything, quiz
-from lora_lib.exercises.engine import Choice
+from lora_course.exercises import everything, quiz
+from lora_course.exercises.checker import Choice
 
 GUIDE = Path(__file__).parent / "instructor_guide.md"
 MARK = "<!-- What follows is written by `python docs/make_answers.py`. -->\n"

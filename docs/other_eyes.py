@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 from colorspacious import cspace_convert
 
-from lora_lib import plots
+from lora_course import figures
 
 FIGURES = Path(__file__).parent.parent / "figures"
 SEEN, WRITTEN = FIGURES / "lora_in_one_picture.png", FIGURES / "other_eyes.png"
@@ -35,7 +35,7 @@ def seen_by(eyes: str, rgb: np.ndarray) -> np.ndarray:
 
 def draw(picture: np.ndarray):
     """A figure with `picture`, sRGB (height, width, 3), once for each of WAYS."""
-    fig, axes = plots.figure(rows=len(WAYS), height=len(WAYS) * plots.TALL)
+    fig, axes = figures.figure(rows=len(WAYS), height=len(WAYS) * figures.TALL)
     for ax, (eyes, title) in zip(axes, WAYS.items(), strict=True):
         ax.imshow(seen_by(eyes, picture))
         ax.set_title(title)

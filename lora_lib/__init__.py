@@ -1,17 +1,6 @@
 """LoRA from scratch: the library of the course. Start with lora_lib/lora.py."""
 
-from lora_lib.adapters import adapter_directory, adapter_names, load_adapter, save_adapter
-from lora_lib.analysis import analyze_weight_change_rank
-from lora_lib.data import (
-    BASE_SCRIPT,
-    SCRIPTS,
-    SyntheticDataset,
-    create_synthetic_data,
-    load_pairs,
-    load_spellings,
-    same_town_dataset,
-    same_town_pairs,
-)
+from lora_lib.adapters import load_adapter, save_adapter
 from lora_lib.lora import (
     LoRALinear,
     add_lora_to_model,
@@ -28,9 +17,16 @@ from lora_lib.model import (
     TransformerBlock,
     classifier_from,
     default_device,
-    load_pretrained,
 )
-from lora_lib.plots import visualize_lora_hyperparameters
+from lora_lib.names import BASE_SCRIPT, SCRIPTS, load_pairs, load_spellings
+from lora_lib.pretrained import adapter_directory, adapter_names, load_pretrained
+from lora_lib.rank import analyze_weight_change_rank
+from lora_lib.tasks import (
+    SyntheticDataset,
+    create_synthetic_data,
+    same_town_dataset,
+    same_town_pairs,
+)
 from lora_lib.training import adapt, evaluate, train_model, transliterate
 
 __all__ = [
@@ -65,5 +61,4 @@ __all__ = [
     "transliterate",
     "unload_lora",
     "unmerge_lora_weights",
-    "visualize_lora_hyperparameters",
 ]

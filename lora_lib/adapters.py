@@ -14,21 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lora_lib.data import write_atomically
+from lora_lib.files import write_atomically
 from lora_lib.lora import (
-    LoRAConfig,
     LoRALinear,
-    _inner,
-    _inside,
-    _matches,
-    _names,
-    _require_config,
-    _saved_in_peft,
     add_lora_to_model,
     freeze_non_lora_params,
+    inner_model,
     lora_layers,
+    require_config,
     unload_lora,
 )
+from lora_lib.targets import LoRAConfig, inside, matches, name_list, saved_in_peft
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT wraps a model twice before it names its tensors
@@ -38,25 +34,6 @@ _HARMLESS = (
     *("auto_mapping", "eva_config", "megatron_core", "qalora_group_size"),
 )
 _SETTINGS = "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "modules_to_save"
-
-ADAPTERS = Path(__file__).parent / "pretrained" / "adapters"
-
-
-def adapter_directory(script: str) -> Path:
-    """Where the shipped adapter for `script` lies, for load_adapter.
-
-    Raises ValueError, with the names there are, if none ships for `script`.
-    """
-    names = adapter_names()
-    if script not in names:
-        raise ValueError(f"no adapter ships for {script!r}; there are {', '.join(names)}")
-    return ADAPTERS / script
-
-
-def adapter_names() -> tuple[str, ...]:
-    """The scripts that adapters ship for."""
-    return tuple(sorted(path.parent.name for path in ADAPTERS.glob(f"*/{CONFIG_FILE}")))
-
 
 # --- save ----------------------------------------------------------------------------------------
 
@@ -80,7 +57,7 @@ def save_adapter(model: nn.Module, directory: Path | str) -> Path:
 
 
 def _peft_config(model: nn.Module) -> dict:
-    config = _require_config(model)
+    config = require_config(model)
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -101,25 +78,25 @@ def _peft_config(model: nn.Module) -> dict:
 def _peft_targets(model: nn.Module) -> list[str] | str:
     """Names as they were given. Otherwise the paths, because "all-linear" is another set of layers
     in PEFT; where the rule for names would find more with them, as a regular expression."""
-    targets = _require_config(model).target_modules
+    targets = require_config(model).target_modules
     if isinstance(targets, tuple):
         return sorted(targets)
-    modules = dict(_inner(model).named_modules())
+    modules = dict(inner_model(model).named_modules())
     paths = [path for path, module in modules.items() if isinstance(module, LoRALinear)]
-    others = [path for path in modules if not _inside(path, paths)]
-    if any(_matches(other, path) for other in others for path in paths):
+    others = [path for path in modules if not inside(path, paths)]
+    if any(matches(other, path) for other in others for path in paths):
         return "|".join(map(re.escape, paths))
     return paths
 
 
 def _adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor that belongs to the adapter, by PEFT's key."""
-    tensors, inner = {}, _inner(model)
+    tensors, inner = {}, inner_model(model)
     for path, module in inner.named_modules():
         if isinstance(module, LoRALinear):
             tensors[f"{_PREFIX}{path}.lora_A.weight"] = module.lora_A
             tensors[f"{_PREFIX}{path}.lora_B.weight"] = module.lora_B
-    for path in _saved_in_peft(inner, _require_config(model).modules_to_save):
+    for path in saved_in_peft(inner, require_config(model).modules_to_save):
         for name, tensor in inner.get_submodule(path).state_dict(keep_vars=True).items():
             tensors[f"{_PREFIX}{path}.{name}"] = tensor
     return tensors
@@ -144,7 +121,7 @@ def load_adapter(model: nn.Module, directory: Path | str, trainable: bool = Fals
         settings = _settings(stored, model)
         if fresh:
             add_lora_to_model(model, **settings)
-        problems += _differences(_require_config(model), settings)
+        problems += _differences(require_config(model), settings)
         problems += _misfits(_adapter_tensors(model), tensors)
         if any(layer.merged for layer in lora_layers(model)):
             problems.append("the model is merged; call unmerge_lora_weights(model) first")
@@ -226,7 +203,7 @@ def _settings(stored: dict, model: nn.Module) -> dict:
     targets = stored.get("target_modules")
     if isinstance(targets, str) and targets != "all-linear":
         targets = re.compile(targets)
-    names = _names(stored.get("modules_to_save") or (), "modules_to_save")
+    names = name_list(stored.get("modules_to_save") or (), "modules_to_save")
     return {
         "rank": stored.get("r"),
         "alpha": stored.get("lora_alpha"),
@@ -234,7 +211,7 @@ def _settings(stored: dict, model: nn.Module) -> dict:
         "use_rslora": stored.get("use_rslora", False),
         "target_modules": targets,
         # As paths: PEFT writes all the usual names of a head, of which the model has one.
-        "modules_to_save": _saved_in_peft(_inner(model), names),
+        "modules_to_save": saved_in_peft(inner_model(model), names),
     }
 
 

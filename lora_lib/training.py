@@ -16,19 +16,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lora_lib.data import (
+from lora_lib.model import SmallTransformer
+from lora_lib.names import Pair, load_pairs, load_spellings
+from lora_lib.tokens import (
     IGNORE,
     Batch,
     Example,
-    Pair,
     Tokenizer,
     batches_by_length,
-    load_pairs,
-    load_spellings,
     make_batch,
     pair_examples,
 )
-from lora_lib.model import SmallTransformer
 
 # --- the loop ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from torch import nn
 
-from lora_lib import data, lora
+from lora_lib import lora, names
 from lora_lib.lora import LoRALinear
 
 # --- the breakages -------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def train_the_base_too(patch):
 
 
 def train_on_test_towns(patch):
-    original = data.load_pairs
+    original = names.load_pairs
 
     def broken(script, split):
         more = original(script, "test") if split == "train" else []

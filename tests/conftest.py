@@ -14,9 +14,9 @@ import psutil
 import pytest
 import torch
 
-from lora_lib import notebook
+from lora_course import claims
 from lora_lib.lora import lora_layers
-from lora_lib.model import load_pretrained
+from lora_lib.pretrained import load_pretrained
 
 torch.set_num_threads(1)  # more of them crawl as soon as anything else runs on the machine
 
@@ -84,7 +84,7 @@ def browser():
 @pytest.fixture(autouse=True)
 def one_line(monkeypatch):
     """Messages are compared as sentences, not as the lines they are broken into."""
-    monkeypatch.setattr(notebook, "LINE", 10**6)
+    monkeypatch.setattr(claims, "LINE", 10**6)
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""What every figure keeps to, wherever it is drawn: the figures of lora_lib.plots are checked in
-test_plots.py, those that notebooks draw themselves in test_notebooks.py."""
+"""What every figure keeps to, wherever it is drawn: those of lora_course.figures are checked in
+test_figures.py, those that notebooks draw themselves in test_notebooks.py."""
 
 from itertools import combinations
 from unittest.mock import patch
@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from other_eyes import seen_by
 
-from lora_lib import plots
+from lora_course import figures
 
 # 12 points where a figure is shown at 1,000 pixels are 11 in the README, which shows 900.
 SMALLEST_TEXT = 12
@@ -41,11 +41,11 @@ def complaints(fig) -> list[str]:
 def _size(fig):
     width, height = fig.get_size_inches()
     lines = len(fig.axes[0].get_yticks())
-    if width != plots.WIDTH or height not in (
-        plots.NORMAL,
-        plots.TALL,
-        2 * plots.NORMAL,  # two rows
-        plots.list_height(lines),
+    if width != figures.WIDTH or height not in (
+        figures.NORMAL,
+        figures.TALL,
+        2 * figures.NORMAL,  # two rows
+        figures.list_height(lines),
     ):
         yield f"{width} × {height} is none of the sizes"
 
@@ -91,7 +91,7 @@ def _marks(ax):
         if hasattr(bars, "patches") and bars.patches
     ]
     named = [s for s in series if s[0] and not s[0].startswith("_")]
-    known = {matplotlib.colors.to_hex(color) for color in plots.MARKS}
+    known = {matplotlib.colors.to_hex(color) for color in figures.MARKS}
     for name, color, _ in named:
         if matplotlib.colors.to_hex(color) not in known:
             yield f"{name!r} has the colour {color}, which is not of the palette"

@@ -7,18 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lora_lib.adapters import (
-    ADAPTERS,
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    adapter_directory,
-    adapter_names,
-    load_adapter,
-    save_adapter,
-)
-from lora_lib.data import SCRIPTS, load_spellings
+from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
 from lora_lib.lora import LoRALinear, add_lora_to_model, lora_layers, merge_lora_weights
 from lora_lib.model import SmallTransformer
+from lora_lib.names import SCRIPTS, load_spellings
+from lora_lib.pretrained import ADAPTERS, adapter_directory, adapter_names
 from lora_lib.training import evaluate, transliterate
 
 KEY = "base_model.model.blocks.0.attention.W_q.lora_A.weight"

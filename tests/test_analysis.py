@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lora_lib.analysis import (
+from lora_lib.model import SmallTransformer
+from lora_lib.rank import (
     analyze_weight_change_rank,
     cumulative_energy,
     effective_rank,
@@ -16,7 +17,6 @@ from lora_lib.analysis import (
     weight_changes,
     with_changes_cut,
 )
-from lora_lib.model import SmallTransformer
 
 
 @pytest.fixture

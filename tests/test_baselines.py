@@ -2,9 +2,16 @@ import unicodedata
 
 import pytest
 
-from lora_lib.baselines import MAX_IMAGE, CountingTable, align, context_table, letter_table
-from lora_lib.data import Pair, load_pairs, load_spellings
-from lora_lib.experiments.baselines import load_baselines, score
+from lora_course.experiments.counting import (
+    MAX_IMAGE,
+    CountingTable,
+    align,
+    context_table,
+    letter_table,
+    load_baselines,
+    score,
+)
+from lora_lib.names import Pair, load_pairs, load_spellings
 from lora_lib.training import score_names
 
 TOY = [Pair("sha", "ша"), Pair("shi", "ши"), Pair("sa", "са"), Pair("ha", "ха"), Pair("si", "си")]

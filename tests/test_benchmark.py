@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from lora_lib import plots
-from lora_lib.experiments import benchmark, contestants, large
-from lora_lib.experiments.benchmark import (
+from lora_course import figures
+from lora_course.experiments import benchmark, contestants, large
+from lora_course.experiments.benchmark import (
     cases,
     describe,
     find,
@@ -25,7 +25,7 @@ from lora_lib.experiments.benchmark import (
     run_jobs,
     saved_bytes,
 )
-from lora_lib.experiments.contestants import (
+from lora_course.experiments.contestants import (
     TARGETS,
     Case,
     Contestant,
@@ -36,7 +36,7 @@ from lora_lib.experiments.contestants import (
     forward_pass,
     make,
 )
-from lora_lib.experiments.fused import share_inputs
+from lora_course.experiments.fused import share_inputs
 from lora_lib.lora import LoRALinear, add_lora_to_model, freeze_non_lora_params, lora_layers
 
 CPU = torch.device("cpu")
@@ -431,7 +431,7 @@ def test_full_fine_tuning_that_runs_out_of_memory_is_no_record(monkeypatch):
 def test_the_figure_draws_the_ratios_it_is_given_and_the_floor():
     ratios = {"lora_lib": [1.4, 0.8], "frozen": [0.6, 0.7]}
     decoder = {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)}
-    figure = plots.step_times({"CPU": ratios, "GPU": ratios}, (128, 4096), decoder)
+    figure = figures.step_times({"CPU": ratios, "GPU": ratios}, (128, 4096), decoder)
     for ax, title in zip(figure.axes[:2], ("CPU", "GPU"), strict=True):
         lines = {line.get_label(): list(map(float, line.get_ydata())) for line in ax.lines}
         assert ax.get_title("left") == title

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from jupyter_lab import ROOT, TOKEN, make_lab
 
-from lora_lib.exercises.release import BEGIN, END, STUB
+from lora_course.exercises.release import BEGIN, END, STUB
 
 FIRST, SECOND = "01_rank_intuition", "05_merging"
 LIMIT = 180_000  # milliseconds for a notebook that takes 30 seconds: CI may be slow

@@ -7,30 +7,34 @@ import unicodedata
 import pytest
 import torch
 
-from lora_lib import data
-from lora_lib.data import (
+from lora_lib import names
+from lora_lib.files import write_atomically
+from lora_lib.names import (
     BASE_SCRIPT,
-    IGNORE,
     SCRIPTS,
     SECOND_SCRIPT,
     SPLITS,
-    Example,
     Pair,
-    SyntheticDataset,
-    TokenDataset,
-    Tokenizer,
-    batches_by_length,
     cache_folder,
-    create_synthetic_data,
     load_pairs,
     load_spellings,
+    split_of,
+)
+from lora_lib.tasks import (
+    SyntheticDataset,
+    TokenDataset,
+    create_synthetic_data,
+    same_town_dataset,
+    same_town_pairs,
+)
+from lora_lib.tokens import (
+    IGNORE,
+    Example,
+    Tokenizer,
+    batches_by_length,
     make_batch,
     padding_fraction,
     pair_examples,
-    same_town_dataset,
-    same_town_pairs,
-    split_of,
-    write_atomically,
 )
 
 ALL_SCRIPTS = (BASE_SCRIPT, SECOND_SCRIPT, *SCRIPTS)
@@ -137,7 +141,7 @@ def test_a_limit_that_keeps_no_names_is_refused(limit):
 
 TIMED_LOAD = """
 import time
-from lora_lib.data import load_pairs
+from lora_lib.names import load_pairs
 start = time.process_time()
 n = len(load_pairs("georgian", "train"))
 print(n, time.process_time() - start)
@@ -171,7 +175,7 @@ def test_a_cache_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeyp
     pairs = load_pairs("georgian", "train")
     (tmp_path / "file").touch()
     monkeypatch.setenv("LORA_LIB_CACHE", str(tmp_path / "file" / "folder"))
-    data._pairs_by_split.cache_clear()
+    names._pairs_by_split.cache_clear()
     assert load_pairs("georgian", "train") == pairs
 
 
@@ -208,7 +212,7 @@ def test_preparing_names_on_a_full_disk_leaves_no_files_behind(tmp_path, monkeyp
     pairs = load_pairs("georgian", "train")
     monkeypatch.setenv("LORA_LIB_CACHE", str(tmp_path))
     monkeypatch.setattr(os, "replace", full)
-    data._pairs_by_split.cache_clear()
+    names._pairs_by_split.cache_clear()
     assert load_pairs("georgian", "train") == pairs
     assert list(tmp_path.iterdir()) == []
 

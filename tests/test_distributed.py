@@ -17,12 +17,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
+from lora_course.experiments import distributed
+from lora_course.experiments.distributed import lora_model, rows_of_this_process, train
 from lora_lib.adapters import WEIGHTS_FILE, load_adapter
-from lora_lib.data import Batch, batches_by_length, load_pairs, pair_examples
-from lora_lib.experiments import distributed
-from lora_lib.experiments.distributed import lora_model, rows_of_this_process, train
 from lora_lib.lora import count_parameters, lora_layers
-from lora_lib.model import load_pretrained
+from lora_lib.names import load_pairs
+from lora_lib.pretrained import load_pretrained
+from lora_lib.tokens import Batch, batches_by_length, pair_examples
 from lora_lib.training import adapt, evaluate, fit
 
 STEPS, BATCH_SIZE = 4, 16

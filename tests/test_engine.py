@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from nbclient import NotebookClient
 
-from lora_lib.exercises import engine, rank
-from lora_lib.exercises.engine import Choice, Exercise, Wrong
+from lora_course.exercises import checker, ex01
+from lora_course.exercises.checker import Choice, Exercise, Wrong
 
 
 @pytest.fixture(autouse=True)
@@ -120,16 +120,16 @@ def test_the_line_is_found_in_a_class_as_well(exercise, capsys):
 
 @pytest.mark.parametrize("answer", ["a string", 3, torch.zeros(2)])
 def test_a_result_in_place_of_the_function_is_recognised(answer, capsys):
-    rank.k90(answer)
+    ex01.k90(answer)
     assert "not a function; pass the function itself, without calling it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("answer", [lambda: 6, lambda values: values])
 def test_an_answer_of_the_wrong_kind_is_told_what_is_asked_for(answer, capsys):
-    rank.k90(answer)
+    ex01.k90(answer)
     out = capsys.readouterr().out
     assert out.startswith("Not right yet: your answer could not be used (") and " at: " not in out
-    assert out.endswith(f"What is asked for: {rank.k90.contract}\n")
+    assert out.endswith(f"What is asked for: {ex01.k90.contract}\n")
 
 
 def test_every_call_draws_anew_and_leaves_the_notebooks_numbers_alone(exercise):
@@ -151,7 +151,7 @@ def test_every_call_draws_anew_and_leaves_the_notebooks_numbers_alone(exercise):
 def test_a_seed_repeats_what_is_drawn(exercise, monkeypatch):
     drawn = []
     exercise.test = lambda answer: drawn.append((torch.rand(1).item(), random.random()))
-    monkeypatch.setattr(engine, "new_seed", lambda: 5)
+    monkeypatch.setattr(checker, "new_seed", lambda: 5)
     exercise(len)
     exercise(len)
     assert len(set(drawn)) == 1
@@ -168,7 +168,7 @@ def test_for_a_grade_only_a_right_answer_does_not_raise(exercise):
 
 def test_in_a_notebook_the_learners_line_is_shown():
     cells = [
-        "from lora_lib.exercises import rank as exercises\ndef helper(v):\n    return v / None",
+        "from lora_course.exercises import ex01 as exercises\ndef helper(v):\n    return v / None",
         "def mine(values):\n    return helper(values)  # my line\n\n\nexercises.k90(mine)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
@@ -179,7 +179,7 @@ def test_in_a_notebook_the_learners_line_is_shown():
 
 
 def test_the_library_does_not_import_the_exercises():
-    code = "import sys, lora_lib; print([m for m in sys.modules if 'lora_lib.exercises' in m])"
+    code = "import sys, lora_lib; print([m for m in sys.modules if 'lora_course.exercises' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

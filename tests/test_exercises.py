@@ -8,8 +8,8 @@ import torch
 from learners import CATALOGUE
 from torch import nn
 
-from lora_lib.exercises import engine, everything
-from lora_lib.exercises.engine import Choice, Exercise
+from lora_course.exercises import checker, everything
+from lora_course.exercises.checker import Choice, Exercise
 
 EXERCISES = {exercise.name: exercise for exercise in everything()}
 CODING = {name: e for name, e in EXERCISES.items() if not isinstance(e, Choice)}
@@ -32,7 +32,7 @@ def said(capsys, monkeypatch):
     """What the exercise says to an answer, with the numbers of a seed."""
 
     def ask(name: str, answer, seed: int = 0) -> str:
-        monkeypatch.setattr(engine, "new_seed", lambda: seed)
+        monkeypatch.setattr(checker, "new_seed", lambda: seed)
         EXERCISES[name](answer)
         return capsys.readouterr().out
 

@@ -6,18 +6,16 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from lora_lib.adapters import load_adapter
-from lora_lib.data import batches_by_length, load_pairs, pair_examples
-from lora_lib.experiments import adapters as adapters_experiment
-from lora_lib.experiments import pretrain as pretrain_experiment
-from lora_lib.experiments import runs as runs_experiment
-from lora_lib.experiments.baselines import RESULTS as BASELINES
-from lora_lib.experiments.change import CUTS, load_changes
-from lora_lib.experiments.change import RESULTS as CHANGES
-from lora_lib.experiments.pretrain import make_tokenizer, pretrain, record, training_examples
-from lora_lib.experiments.provenance import provenance
-from lora_lib.experiments.questions import QUESTIONS, SEEDS, TEN_TIMES, lora, method
-from lora_lib.experiments.runs import (
+from lora_course.experiments import pretrain as pretrain_experiment
+from lora_course.experiments import runs as runs_experiment
+from lora_course.experiments import shipped_adapters as adapters_experiment
+from lora_course.experiments.change import CUTS, load_changes
+from lora_course.experiments.change import RESULTS as CHANGES
+from lora_course.experiments.counting import RESULTS as BASELINES
+from lora_course.experiments.pretrain import make_tokenizer, pretrain, record, training_examples
+from lora_course.experiments.provenance import provenance
+from lora_course.experiments.questions import QUESTIONS, SEEDS, TEN_TIMES, lora, method
+from lora_course.experiments.runs import (
     CENTRE,
     RESULTS,
     Run,
@@ -30,9 +28,12 @@ from lora_lib.experiments.runs import (
     tried_rates,
     tuning_key,
 )
-from lora_lib.experiments.sweep import LADDER, guess, plan, sweep, untried_rates
+from lora_course.experiments.sweep import LADDER, guess, plan, sweep, untried_rates
+from lora_lib.adapters import load_adapter
 from lora_lib.lora import lora_layers
-from lora_lib.model import load_pretrained, read_metadata
+from lora_lib.names import load_pairs
+from lora_lib.pretrained import load_pretrained, read_metadata
+from lora_lib.tokens import batches_by_length, pair_examples
 from lora_lib.training import Scores, evaluate, fit
 
 ROWS = load_results()

@@ -10,20 +10,10 @@ from statistics import mean
 import pytest
 import torch
 
-from lora_lib.analysis import (
-    intruder_dimensions,
-    k90,
-    nearest_cosines,
-    nearest_cosines_by_chance,
-    noise_like,
-    singular_values,
-    subspace_similarity,
-)
-from lora_lib.data import SCRIPTS, Tokenizer, load_pairs
-from lora_lib.experiments import forgetting as forgetting_experiment
-from lora_lib.experiments.change import RESULTS as CHANGE
-from lora_lib.experiments.change import attention_k90, load_changes
-from lora_lib.experiments.forgetting import (
+from lora_course.experiments import forgetting as forgetting_experiment
+from lora_course.experiments.change import RESULTS as CHANGE
+from lora_course.experiments.change import attention_k90, load_changes
+from lora_course.experiments.forgetting import (
     MEASURED_AT,
     SETTINGS,
     SKILLS,
@@ -33,8 +23,8 @@ from lora_lib.experiments.forgetting import (
     load_forgetting,
     reached_by_all,
 )
-from lora_lib.experiments.forgetting import RESULTS as FORGETTING
-from lora_lib.experiments.geometry import (
+from lora_course.experiments.forgetting import RESULTS as FORGETTING
+from lora_course.experiments.geometry import (
     COUNTS,
     linear_weights,
     load_geometry,
@@ -42,9 +32,20 @@ from lora_lib.experiments.geometry import (
     projections,
     similarities,
 )
-from lora_lib.experiments.geometry import RESULTS as GEOMETRY
-from lora_lib.experiments.questions import SEEDS, method
-from lora_lib.experiments.runs import chosen_rate, load_results, rows_of, run_of
+from lora_course.experiments.geometry import RESULTS as GEOMETRY
+from lora_course.experiments.questions import SEEDS, method
+from lora_course.experiments.runs import chosen_rate, load_results, rows_of, run_of
+from lora_lib.names import SCRIPTS, load_pairs
+from lora_lib.rank import (
+    intruder_dimensions,
+    k90,
+    nearest_cosines,
+    nearest_cosines_by_chance,
+    noise_like,
+    singular_values,
+    subspace_similarity,
+)
+from lora_lib.tokens import Tokenizer
 from lora_lib.training import fit
 
 ROWS = load_results()

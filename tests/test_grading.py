@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lora_lib.exercises import release
+from lora_course.exercises import release
 
 ROOT = Path(__file__).parent.parent
 NAME = release.ASSIGNMENT

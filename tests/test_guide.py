@@ -11,8 +11,8 @@ import torch
 from learners import CATALOGUE
 from test_notebooks import SEVEN
 
-from lora_lib.exercises import everything, layer, merging, quiz, rank
-from lora_lib.exercises.engine import Choice
+from lora_course.exercises import everything, ex01, ex02, ex05, quiz
+from lora_course.exercises.checker import Choice
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -149,10 +149,10 @@ def test_what_to_watch_for_is_what_the_checks_say():
 def test_the_solutions_in_the_guide_are_right():
     found = re.findall(r"Solution:\s+`return ([^`]+)`", GUIDE)
     exercises = {
-        "x, weight, A, B, alpha": (layer.forward, lambda s: s.replace("frozen", "x @ weight.T")),
-        "d_out, d_in, rank": (layer.initialise, str),
-        "W, A, B, alpha": (merging.merge, str),
-        "values": (rank.k90, str),
+        "x, weight, A, B, alpha": (ex02.forward, lambda s: s.replace("frozen", "x @ weight.T")),
+        "d_out, d_in, rank": (ex02.initialise, str),
+        "W, A, B, alpha": (ex05.merge, str),
+        "values": (ex01.k90, str),
     }
     for (arguments, (exercise, given)), solution in zip(exercises.items(), found, strict=True):
         answer = eval(f"lambda {arguments}: ({given(solution)})", {"torch": torch})

@@ -4,20 +4,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_lib.data import Tokenizer, load_pairs
 from lora_lib.lora import count_parameters
 from lora_lib.model import (
-    BASE_FILE,
     FeedForward,
     MultiHeadAttention,
     SmallTransformer,
     TransformerBlock,
     classifier_from,
     default_device,
-    load_pretrained,
-    read_metadata,
-    save_pretrained,
 )
+from lora_lib.names import load_pairs
+from lora_lib.pretrained import BASE_FILE, load_pretrained, read_metadata, save_pretrained
+from lora_lib.tokens import Tokenizer
 
 VOCAB = 30
 

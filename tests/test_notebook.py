@@ -8,9 +8,9 @@ import re
 import pytest
 from IPython.display import HTML
 
-from lora_lib import notebook
-from lora_lib.analysis import k90
+from lora_course import claims, tables
 from lora_lib.lora import LoRALinear
+from lora_lib.rank import k90
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def as_a_learner(monkeypatch):
 def shown(monkeypatch):
     """What was displayed, in order."""
     objects = []
-    monkeypatch.setattr(notebook, "display", objects.append)
+    monkeypatch.setattr(tables, "display", objects.append)
     return objects
 
 
@@ -30,7 +30,7 @@ def shown(monkeypatch):
 def test_strict_only_where_the_variable_is_1(monkeypatch, value, strict):
     if value is not None:
         monkeypatch.setenv("LORA_LIB_STRICT", value)
-    assert notebook.strict() is strict
+    assert claims.strict() is strict
 
 
 # --- claims --------------------------------------------------------------------------------------
@@ -56,13 +56,13 @@ FAILS = [
 @pytest.mark.parametrize("value, bound", HOLDS)
 def test_a_claim_that_holds(monkeypatch, capsys, value, bound, strict):
     monkeypatch.setenv("LORA_LIB_STRICT", strict)
-    notebook.claim("score", value, **bound)
+    claims.claim("score", value, **bound)
     assert capsys.readouterr().out.startswith("Holds. score: measured ")
 
 
 @pytest.mark.parametrize("value, bound", FAILS)
 def test_a_claim_that_fails_only_says_so_to_a_learner(capsys, value, bound):
-    notebook.claim("score", value, **bound)
+    claims.claim("score", value, **bound)
     assert capsys.readouterr().out.startswith("Does not hold under your settings. score: ")
 
 
@@ -70,7 +70,7 @@ def test_a_claim_that_fails_only_says_so_to_a_learner(capsys, value, bound):
 def test_a_claim_that_fails_raises_in_the_tests(monkeypatch, value, bound):
     monkeypatch.setenv("LORA_LIB_STRICT", "1")
     with pytest.raises(AssertionError, match=r"score: measured .*, claimed "):
-        notebook.claim("score", value, **bound)
+        claims.claim("score", value, **bound)
 
 
 @pytest.mark.parametrize(
@@ -83,21 +83,21 @@ def test_a_claim_that_fails_raises_in_the_tests(monkeypatch, value, bound):
     ],
 )
 def test_a_claim_shows_the_measured_value_and_its_bound(capsys, value, bound, report):
-    notebook.claim("x", value, **bound)
+    claims.claim("x", value, **bound)
     assert capsys.readouterr().out == f"Holds. x: {report}\n"
 
 
 @pytest.mark.parametrize("bounds", [{}, {"at_least": 0, "equals": 1}])
 def test_a_claim_needs_exactly_one_bound(bounds):
     with pytest.raises(ValueError, match=f"claim needs one .*; {len(bounds)} were given"):
-        notebook.claim("x", 1, **bounds)
+        claims.claim("x", 1, **bounds)
 
 
 # --- predictions ---------------------------------------------------------------------------------
 
 
 def predict(guess):
-    notebook.predict("k", "How many?", ["few", "many"], guess)
+    claims.predict("k", "How many?", ["few", "many"], guess)
 
 
 def test_a_prediction_is_asked_for(capsys):
@@ -113,7 +113,7 @@ def test_a_prediction_is_asked_for(capsys):
 def test_the_outcome_stands_beside_the_prediction(shown, capsys, guess, predicted):
     predict(guess)
     assert ("Your prediction: " in capsys.readouterr().out) is (guess is not None)
-    notebook.reveal("k", "many, 42")
+    claims.reveal("k", "many, 42")
     [table] = shown
     cells = [">How many?<", predicted, ">many, 42<"]
     assert [table.data.index(cell) for cell in cells] == sorted(map(table.data.index, cells))
@@ -122,12 +122,12 @@ def test_the_outcome_stands_beside_the_prediction(shown, capsys, guess, predicte
 def test_the_last_prediction_counts(shown):
     predict("a")
     predict("b")
-    notebook.reveal("k", "?")
+    claims.reveal("k", "?")
     assert ">many<" in shown[0].data and ">few<" not in shown[0].data
 
 
 def test_the_outcome_is_shown_without_any_prediction(shown):
-    notebook.reveal("never asked", "42")
+    claims.reveal("never asked", "42")
     assert ">—<" in shown[0].data and ">42<" in shown[0].data
 
 
@@ -141,7 +141,7 @@ def test_a_guess_that_is_no_option_is_refused(guess):
 
 
 def test_show_source_shows_the_very_source_of_each(shown):
-    notebook.show_source(LoRALinear, k90)
+    tables.show_source(LoRALinear, k90)
     pages = [html.unescape(re.sub(r"<[^>]+>", "", page.data)).strip() for page in shown]
     assert pages == [inspect.getsource(item).strip() for item in (LoRALinear, k90)]
     assert "font-family: monospace" in shown[0].data
@@ -152,13 +152,13 @@ def smaller(a, b):
 
 
 def test_show_source_is_escaped_on_the_page(shown):
-    notebook.show_source(smaller)
+    tables.show_source(smaller)
     page = shown[0].data
     assert "&lt;script&gt;" in page and "<script>" not in page
 
 
 def table(shown, *arguments, **settings) -> str:
-    notebook.show_table(*arguments, **settings)
+    tables.show_table(*arguments, **settings)
     assert isinstance(shown[0], HTML)
     return shown.pop().data
 
@@ -217,7 +217,7 @@ def test_recorded_numbers_are_marked(shown, settings, caption):
 
 
 def test_long_text_is_broken_between_words(capsys, monkeypatch):
-    monkeypatch.setattr(notebook, "LINE", 20)
-    notebook.say("  a) " + "word " * 8, indent="     ")
+    monkeypatch.setattr(claims, "LINE", 20)
+    claims.say("  a) " + "word " * 8, indent="     ")
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["  a) word word word", "     word word word", "     word word"]

@@ -95,7 +95,7 @@ def alt_texts(path):
     for cell in code_cells(path):
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.Call) and re.search(
-                r"^(plots\.)?show$", ast.unparse(node.func)
+                r"^(figures\.)?show$", ast.unparse(node.func)
             ):
                 alt = node.args[2] if len(node.args) == 3 else node.keywords[0].value
                 parts = alt.values if isinstance(alt, ast.JoinedStr) else [alt]
@@ -141,7 +141,7 @@ import sys
 
 sys.path += {[str(ROOT / "tests"), str(ROOT / "docs")]}
 import figure_rules
-import lora_lib.plots
+import lora_course.figures
 
 def checked(show):  # a closure: a notebook may have a name "show" of its own
     def show_checked(fig, name, alt):
@@ -150,7 +150,7 @@ def checked(show):  # a closure: a notebook may have a name "show" of its own
         show(fig, name, alt)
     return show_checked
 
-lora_lib.plots.show = checked(lora_lib.plots.show)
+lora_course.figures.show = checked(lora_course.figures.show)
 """
     + """
 import functools

@@ -14,10 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import example, run
 from torch import nn
 
-from lora_lib.adapters import CONFIG_FILE, adapter_directory, load_adapter, save_adapter
-from lora_lib.data import SCRIPTS
+from lora_lib.adapters import CONFIG_FILE, load_adapter, save_adapter
 from lora_lib.lora import LoRALinear, add_lora_to_model, lora_layers, merge_lora_weights
-from lora_lib.model import SmallTransformer, load_pretrained
+from lora_lib.model import SmallTransformer
+from lora_lib.names import SCRIPTS
+from lora_lib.pretrained import adapter_directory, load_pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

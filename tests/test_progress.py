@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_lib.analysis import k90
-from lora_lib.exercises import progress, quiz, rank
+from lora_course.exercises import ex01, progress, quiz
+from lora_lib.rank import k90
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +35,7 @@ def entries(path):
 
 def test_attempts_and_what_was_put_right_are_recorded(path):
     for answer in (None, one_too_many, one_too_many, strange, k90):
-        rank.k90(answer)
+        ex01.k90(answer)
     entry = entries(path)["01 k90"]
     assert entry["done"] and entry["attempts"] == 4
     assert [message.split(":")[0] for message in entry["mistakes"]] == [
@@ -45,42 +45,42 @@ def test_attempts_and_what_was_put_right_are_recorded(path):
 
 
 def test_a_stub_is_no_attempt(path):
-    rank.k90(None)
-    rank.half_of_the_directions(None)
+    ex01.k90(None)
+    ex01.half_of_the_directions(None)
     assert not path.exists()
 
 
 def test_after_a_right_answer_nothing_changes(path):
-    rank.k90(k90)
+    ex01.k90(k90)
     before = path.read_text("utf-8")
-    rank.k90(one_too_many)
-    rank.k90(k90)
+    ex01.k90(one_too_many)
+    ex01.k90(k90)
     assert path.read_text("utf-8") == before
 
 
 def test_numbers_do_not_make_a_new_mistake(path):
     for wrong in (1, 2, 3):
-        rank.k90(lambda values, wrong=wrong: wrong)
+        ex01.k90(lambda values, wrong=wrong: wrong)
     entry = entries(path)["01 k90"]
     assert entry["attempts"] == 3 and len(entry["mistakes"]) == 1 and not entry["done"]
 
 
 def test_one_call_switches_it_off_for_good_and_another_on(path):
-    rank.k90(one_too_many)
+    ex01.k90(one_too_many)
     progress.off()
-    rank.k90(k90)
+    ex01.k90(k90)
     quiz.before("a" * 10)
     assert entries(path)["01 k90"]["attempts"] == 1
     progress.off()
     progress.on()
-    rank.k90(k90)
+    ex01.k90(k90)
     assert entries(path)["01 k90"]["done"]
     assert progress.quiz_answers("before") is None
 
 
 def test_the_environment_switches_it_off(path, monkeypatch, capsys):
     monkeypatch.setenv("LORA_LIB_PROGRESS", "off")
-    rank.k90(one_too_many)
+    ex01.k90(one_too_many)
     progress.off()
     progress.show()
     assert "not recorded here" in capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_the_environment_switches_it_off(path, monkeypatch, capsys):
 
 def test_a_class_that_is_graded_is_not_recorded(path, monkeypatch):
     monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
-    rank.k90(one_too_many)
+    ex01.k90(one_too_many)
     assert not path.exists()
 
 
@@ -102,7 +102,7 @@ FOREIGN = ["", "{", "[]", "3", '{"exercises": 3}', '{"exercises": {}, "quizzes":
 @pytest.mark.parametrize("text", FOREIGN)
 def test_a_file_that_is_something_else_is_left_alone(path, text, capsys):
     path.write_text(text, "utf-8")
-    rank.k90(one_too_many)
+    ex01.k90(one_too_many)
     quiz.after("a" * 10)
     progress.show()
     progress.off()
@@ -114,8 +114,8 @@ def test_a_file_that_is_something_else_is_left_alone(path, text, capsys):
 def test_a_place_that_cannot_be_written_to_breaks_nothing(path, monkeypatch, name, capsys):
     target = path.parent if name == "" else path.parent / name
     monkeypatch.setattr(progress, "file", lambda: target)
-    rank.k90(one_too_many)
-    rank.k90(k90)
+    ex01.k90(one_too_many)
+    ex01.k90(k90)
     quiz.before("a" * 10)
     progress.show()
     progress.off()
@@ -124,14 +124,14 @@ def test_a_place_that_cannot_be_written_to_breaks_nothing(path, monkeypatch, nam
 
 
 def test_a_disk_that_refuses_breaks_nothing_and_leaves_the_old_file(path, monkeypatch, capsys):
-    rank.k90(one_too_many)
+    ex01.k90(one_too_many)
     before = path.read_text("utf-8")
 
     def refuse(*arguments):
         raise PermissionError("read-only")
 
     monkeypatch.setattr(os, "replace", refuse)
-    rank.k90(k90)
+    ex01.k90(k90)
     assert "Right." in capsys.readouterr().out
     assert path.read_text("utf-8") == before
     assert list(path.parent.iterdir()) == [path]
@@ -142,9 +142,9 @@ def test_one_call_shows_it(path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "show_table", lambda columns, rows: tables.append(rows))
     progress.show()
     assert capsys.readouterr().out.startswith("0 of ") and not tables
-    rank.k90(one_too_many)
-    rank.k90(k90)
-    rank.half_of_the_directions("a")
+    ex01.k90(one_too_many)
+    ex01.k90(k90)
+    ex01.half_of_the_directions("a")
     quiz.before("b" * 10)
     capsys.readouterr()
     progress.show()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lora_lib.experiments.answers import COMPARED, NoVerdict, answers, by_seed, difference
-from lora_lib.experiments.questions import (
+from lora_course.experiments.answers import COMPARED, NoVerdict, answers, by_seed, difference
+from lora_course.experiments.questions import (
     QUESTIONS,
     SEEDS,
     Difference,
@@ -17,7 +17,7 @@ from lora_lib.experiments.questions import (
     mean_interval,
     paired_difference,
 )
-from lora_lib.experiments.runs import CENTRE, chosen_rate, load_results
+from lora_course.experiments.runs import CENTRE, chosen_rate, load_results
 
 ROWS = load_results()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_lib.exercises import progress, quiz
+from lora_course.exercises import progress, quiz
 
 QUIZZES = [quiz.before, quiz.after]
 both = pytest.mark.parametrize("sitting", QUIZZES, ids=lambda sitting: sitting.name)

@@ -7,6 +7,8 @@ from statistics import mean
 
 import nbformat
 
+from lora_course.experiments.counting import load_baselines
+from lora_course.experiments.runs import load_results, select
 from lora_lib import (
     BASE_SCRIPT,
     SCRIPTS,
@@ -15,10 +17,7 @@ from lora_lib import (
     load_pretrained,
     load_spellings,
 )
-from lora_lib.adapters import ADAPTERS
-from lora_lib.experiments.baselines import load_baselines
-from lora_lib.experiments.runs import load_results, select
-from lora_lib.model import read_metadata
+from lora_lib.pretrained import ADAPTERS, read_metadata
 from lora_lib.training import transliterate
 
 ROOT = Path(__file__).parent.parent
@@ -77,10 +76,10 @@ def test_commands_exist():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = set(re.findall(r"(?:`|^)make (\w+)", README, re.MULTILINE))
     assert targets == set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
-    modules = re.findall(r"python -m lora_lib\.(\S+?)`", README)
+    modules = re.findall(r"python -m lora_course\.(\S+?)`", README)
     assert len(modules) == 9
     for module in modules:
-        assert (ROOT / "lora_lib" / f"{module.replace('.', '/')}.py").exists(), module
+        assert (ROOT / "lora_course" / f"{module.replace('.', '/')}.py").exists(), module
 
 
 def test_the_map_says_the_minutes_that_the_notebooks_say():

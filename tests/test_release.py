@@ -8,8 +8,8 @@ import nbformat
 import pytest
 from nbgrader.nbgraderformat import MetadataValidator
 
-from lora_lib.exercises import everything, final, release
-from lora_lib.exercises.engine import Choice
+from lora_course.exercises import everything, ex07, release
+from lora_course.exercises.checker import Choice
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -34,7 +34,7 @@ def test_the_learners_cells_are_those_of_the_solutions():
         for cell in nbformat.read(path, as_version=4).cells
         if cell.id in wanted
     }
-    command = "run python -m lora_lib.exercises.release students"
+    command = "run python -m lora_course.exercises.release students"
     assert found == wanted, (
         f"differing: {[i for i in wanted if found.get(i) != wanted[i]]}; {command}"
     )
@@ -171,7 +171,7 @@ def test_everything_in_it_is_graded_by_a_hidden_test(source):
     assert sum(cell.metadata.nbgrader.points for cell in graded.values()) == 40
     for name, cell in graded.items():
         assert "### BEGIN HIDDEN TESTS" in cell.source
-        points = 4 if not isinstance(getattr(final, name[6:], None), Choice) else 2
+        points = 4 if not isinstance(getattr(ex07, name[6:], None), Choice) else 2
         assert cell.metadata.nbgrader.points == (10 if name == "grade-quiz" else points)
 
 

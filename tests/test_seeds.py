@@ -58,7 +58,7 @@ def test_claims_nearest_to_their_bounds_come_first():
 
 NOTEBOOK = """
 import torch
-from lora_lib.notebook import claim
+from lora_course.claims import claim
 
 torch.manual_seed(42)
 claim("a number below one half", torch.rand(1).item(), at_most=0.5)

@@ -9,19 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lora_lib.data import (
-    Example,
-    Pair,
-    SyntheticDataset,
-    TokenDataset,
-    Tokenizer,
-    batches_by_length,
-    load_pairs,
-    load_spellings,
-    make_batch,
-)
 from lora_lib.lora import add_lora_to_model, freeze_non_lora_params
 from lora_lib.model import SmallTransformer
+from lora_lib.names import Pair, load_pairs, load_spellings
+from lora_lib.tasks import SyntheticDataset, TokenDataset
+from lora_lib.tokens import Example, Tokenizer, batches_by_length, make_batch
 from lora_lib.training import (
     accuracy,
     adapt,

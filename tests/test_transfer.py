@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import torch
 
-from lora_lib.exercises import transfer
+from lora_course.exercises import transfer
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -45,6 +45,6 @@ def test_it_is_solved_without_the_library():
         source = "\n".join(
             c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"
         )
-        imported = set(re.findall(r"^from (lora_lib\S*)", source, re.MULTILINE))
-        assert imported == {"lora_lib.exercises", "lora_lib.notebook"}
-        assert "import lora_lib" not in source
+        imported = set(re.findall(r"^from (lora_\S*)", source, re.MULTILINE))
+        assert imported <= {"lora_course.exercises", "lora_course.claims", "lora_course.tables"}
+        assert "lora_lib" not in source

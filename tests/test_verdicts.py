@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lora_lib.adapters import adapter_directory, load_adapter
-from lora_lib.data import SCRIPTS
-from lora_lib.experiments import sayings as sayings_module
-from lora_lib.experiments.change import RESULTS as CHANGE
-from lora_lib.experiments.forgetting import RESULTS as FORGETTING
-from lora_lib.experiments.geometry import RESULTS as GEOMETRY
-from lora_lib.experiments.questions import QUESTIONS, Difference, lora, method, number
-from lora_lib.experiments.runs import CENTRE, RESULTS, Run, chosen_rate
-from lora_lib.experiments.sayings import CANT_TELL, SAYINGS, Region, about
-from lora_lib.experiments.verdicts import (
+from lora_course.experiments import sayings as sayings_module
+from lora_course.experiments.change import RESULTS as CHANGE
+from lora_course.experiments.forgetting import RESULTS as FORGETTING
+from lora_course.experiments.geometry import RESULTS as GEOMETRY
+from lora_course.experiments.questions import QUESTIONS, Difference, lora, method, number
+from lora_course.experiments.runs import CENTRE, RESULTS, Run, chosen_rate
+from lora_course.experiments.sayings import CANT_TELL, SAYINGS, Region, about
+from lora_course.experiments.verdicts import (
     NOT_REPRODUCED,
     REPRODUCED,
     judge,
@@ -27,7 +25,10 @@ from lora_lib.experiments.verdicts import (
     verdict_of,
     verdicts,
 )
+from lora_lib.adapters import load_adapter
 from lora_lib.lora import count_parameters, unload_lora
+from lora_lib.names import SCRIPTS
+from lora_lib.pretrained import adapter_directory
 
 ROWS = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
 CHANGES = json.loads(CHANGE.read_text("utf-8"))["runs"]

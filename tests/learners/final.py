@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from lora_lib.adapters import load_adapter
-from lora_lib.analysis import effective_rank, k90, singular_values, weight_changes
 from lora_lib.lora import (
     LoRALinear,
     add_lora_to_model,
@@ -17,7 +16,9 @@ from lora_lib.lora import (
     merge_lora_weights,
     unload_lora,
 )
-from lora_lib.model import SmallTransformer, load_pretrained, read_metadata
+from lora_lib.model import SmallTransformer
+from lora_lib.pretrained import load_pretrained, read_metadata
+from lora_lib.rank import effective_rank, k90, singular_values, weight_changes
 
 # --- 1: targets ----------------------------------------------------------------------------------
 

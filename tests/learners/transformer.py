@@ -4,7 +4,8 @@ import copy
 
 from torch import nn
 
-from lora_lib.lora import LoRALinear, _matches, add_lora_to_model, freeze_non_lora_params
+from lora_lib.lora import LoRALinear, add_lora_to_model, freeze_non_lora_params
+from lora_lib.targets import matches
 
 # --- injection -----------------------------------------------------------------------------------
 
@@ -40,7 +41,7 @@ def by_the_library(model, target, rank, alpha):
 
 
 def only_made(model, target, rank, alpha):
-    return [LoRALinear(m, rank, alpha) for p, m in linears(model) if _matches(p, target)]
+    return [LoRALinear(m, rank, alpha) for p, m in linears(model) if matches(p, target)]
 
 
 def on_a_copy(model, target, rank, alpha):
@@ -55,14 +56,14 @@ def children_only(model, target, rank, alpha):
 
 def around_a_new_linear(model, target, rank, alpha):
     for path, module in linears(model):
-        if _matches(path, target):
+        if matches(path, target):
             new = nn.Linear(module.in_features, module.out_features)
             model.set_submodule(path, LoRALinear(new, rank, alpha))
 
 
 def with_default_rank(model, target, rank, alpha):
     for path, module in linears(model):
-        if _matches(path, target):
+        if matches(path, target):
             model.set_submodule(path, LoRALinear(module))
 
 
@@ -90,7 +91,7 @@ def by_type(model, modules_to_save):
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear):
             module.lora_A.requires_grad = module.lora_B.requires_grad = True
-        if any(_matches(path, name) for name in modules_to_save):
+        if any(matches(path, name) for name in modules_to_save):
             module.requires_grad_(True)
 
 
@@ -133,7 +134,7 @@ def zeroes(model, modules_to_save):
 
 
 RIGHT = {
-    "inject": [injecting(_matches), by_parents, by_the_library],
+    "inject": [injecting(matches), by_parents, by_the_library],
     "freeze": [by_type, by_parameter_name, freeze_by_the_library],
 }
 

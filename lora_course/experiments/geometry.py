@@ -1,0 +1,194 @@
+"""Directions of trained LoRA factors: `python -m lora_course.experiments.geometry`.
+
+At our scale, what Hu et al. 2021 ask in §7.2 (do two ranks, or two seeds, find the same
+directions?) and §7.3 (how does ΔW lie to W?), and the intruder test of Shuttleworth et al. 2024.
+Five seeds of LoRA at three ranks on Georgian and of r = 8 on Greek. Some minutes on a GPU, an hour
+on two CPU cores.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from lora_course.experiments.parallel import in_parallel, workers_argument
+from lora_course.experiments.provenance import provenance
+from lora_course.experiments.questions import SEEDS, lora, method
+from lora_course.experiments.runs import (
+    CENTRE,
+    Run,
+    chosen_rate,
+    load_results,
+    prepare_model,
+    train,
+)
+from lora_lib.lora import LoRALinear
+from lora_lib.model import default_device
+from lora_lib.pretrained import load_pretrained
+from lora_lib.rank import intruder_dimensions, linear_weights, subspace_similarity
+
+RESULTS = Path(__file__).parent / "results" / "geometry.json"
+SETTINGS = {
+    "r = 4": lora(4),
+    "r = 8": lora(8),
+    "r = 64": lora(64),
+    "r = 8, Greek": lora(8, script="greek"),
+}
+MATRICES = ("W_q", "W_v")
+COUNTS = (1, 2, 4, 8, 16, 32, 64)  # i and j of φ(i, j), as far as the ranks go
+
+Factors = dict[str, tuple[Tensor, Tensor, float]]  # path → A (r, d_in), B (d_out, r), scaling
+
+
+def trained_factors(run: Run) -> Factors:
+    """Train `run` and return the factors of its LoRA layers, on the CPU."""
+    model, tokenizer = prepare_model(run)
+    train(run, model.to(default_device()), tokenizer)
+    return {
+        path: (layer.lora_A.detach().cpu(), layer.lora_B.detach().cpu(), layer.scaling)
+        for path, layer in model.named_modules()
+        if isinstance(layer, LoRALinear)
+    }
+
+
+def directions(factors: Factors, path: str, side: str) -> Tensor:
+    """Orthonormal directions of A in input space (d_in, r), or of B in output space (d_out, r),
+    strongest first."""
+    A, B, _ = factors[path]
+    return torch.linalg.svd(A.T if side == "A" else B, full_matrices=False)[0]
+
+
+def similarities(one: Factors, other: Factors, side: str) -> Iterator[dict]:
+    """φ(i, j) of every attention matrix in MATRICES between two runs."""
+    for path in one:
+        if path.endswith(MATRICES):
+            a, b = directions(one, path, side), directions(other, path, side)
+            grid = [
+                [subspace_similarity(a[:, :i], b[:, :j]) for j in COUNTS if j <= b.shape[1]]
+                for i in COUNTS
+                if i <= a.shape[1]
+            ]
+            yield {"path": path, "side": side, "phi": grid}
+
+
+def projections(weight: Tensor, factors: Factors, path: str, seed: int) -> dict:
+    """‖Uᵀ W Vᵀ‖_F with the r strongest directions of ΔW, of W itself, and random ones, beside
+    ‖W‖_F and ‖ΔW‖_F (Hu et al. 2021, Table 7)."""
+    A, B, scaling = factors[path]
+    change, rank = scaling * B @ A, A.shape[0]
+    torch.manual_seed(seed)
+
+    def norm_within(matrix: Tensor) -> float:
+        u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+        return (u[:, :rank].T @ weight @ vt[:rank].T).norm().item()
+
+    return {
+        "path": path,
+        "rank": rank,
+        "within ΔW": norm_within(change),
+        "within W": norm_within(weight),
+        "within random": norm_within(torch.randn_like(weight)),
+        "norm of W": weight.norm().item(),
+        "norm of ΔW": change.norm().item(),
+    }
+
+
+def intruders(base: dict[str, Tensor], changed: dict[str, Tensor]) -> list[int]:
+    """Intruder dimensions among the ten strongest of every square attention matrix."""
+    return [
+        intruder_dimensions(base[path], changed[path])
+        for path in base
+        if path.rpartition(".")[2].startswith("W_")
+    ]
+
+
+def merged_weights(base: dict[str, Tensor], factors: Factors) -> dict[str, Tensor]:
+    return {path: base[path] + s * B @ A for path, (A, B, s) in factors.items()}
+
+
+def full_weights(run: Run) -> dict[str, Tensor]:
+    model, tokenizer = prepare_model(run)
+    train(run, model.to(default_device()), tokenizer)
+    return linear_weights(model.cpu())
+
+
+def measure(
+    rows: list[dict], workers: int, seeds: range = SEEDS, steps: int = CENTRE.steps
+) -> dict:
+    """Train every setting at its chosen learning rate and compare the factors."""
+
+    def jobs(setting: Run) -> list[Run]:
+        rate = chosen_rate(rows, setting)
+        return [replace(setting, lr=rate, seed=seed, steps=steps) for seed in seeds]
+
+    runs = [run for setting in SETTINGS.values() for run in jobs(setting)]
+    names = [(name, seed) for name in SETTINGS for seed in seeds]
+    trained = dict(zip(names, in_parallel(trained_factors, runs, workers), strict=True))
+    full = dict(zip(seeds, in_parallel(full_weights, jobs(method("full")), workers), strict=True))
+    base = linear_weights(load_pretrained()[0])
+    pairs = {  # the seed decides A's start and the order of the batches
+        "r = 8 and r = 64, other seed": ("r = 8", "r = 64", 1),
+        "r = 8, other seed": ("r = 8", "r = 8", 1),
+        "r = 64, other seed": ("r = 64", "r = 64", 1),
+        "r = 8, other task, same seed": ("r = 8", "r = 8, Greek", 0),
+        "r = 8, other task, other seed": ("r = 8", "r = 8, Greek", 1),
+    }
+    return {
+        "similarity": [
+            {"pair": name, "seed": seed} | found
+            for name, (one, other, shift) in pairs.items()
+            for seed in seeds
+            for side in ("A", "B")
+            for found in similarities(
+                trained[one, seed], trained[other, (seed + shift) % len(seeds)], side
+            )
+        ],
+        "projection": [
+            {"seed": seed} | projections(base[path], trained[name, seed], path, seed)
+            for name in ("r = 4", "r = 64")
+            for seed in seeds
+            for path in base
+            if path.endswith(MATRICES)
+        ],
+        "intruders": [
+            {"method": name, "seed": seed, "counts": intruders(base, changed)}
+            for seed in seeds
+            for name, changed in (
+                ("LoRA r = 8", merged_weights(base, trained["r = 8", seed])),
+                ("LoRA r = 64", merged_weights(base, trained["r = 64", seed])),
+                ("full fine-tuning", full[seed]),
+            )
+        ],
+    }
+
+
+def load_geometry(path: Path = RESULTS) -> dict:
+    """The recorded measurements (see `measure`)."""
+    return json.loads(path.read_text("utf-8"))
+
+
+def mean_phi(measured: dict, pair: str, side: str, matrix: str, i: int, j: int) -> list[float]:
+    """φ(i, j) of one pair of runs, averaged over the layers: one value a seed."""
+    at_i, at_j = COUNTS.index(i), COUNTS.index(j)
+    by_seed = defaultdict(list)
+    for found in measured["similarity"]:
+        if (found["pair"], found["side"]) == (pair, side) and found["path"].endswith(matrix):
+            by_seed[found["seed"]].append(found["phi"][at_i][at_j])
+    return [mean(by_seed[seed]) for seed in sorted(by_seed)]
+
+
+def main() -> None:
+    measured = measure(load_results(), workers_argument(__doc__.splitlines()[0]))
+    facts = provenance("python -m lora_course.experiments.geometry", default_device())
+    RESULTS.write_text(
+        json.dumps({"provenance": facts} | measured, ensure_ascii=False) + "\n", "utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
