@@ -354,7 +354,7 @@ def names():
 
 
 def cache_folder():
-    from lora_lib.data import cache_folder
+    from lora_lib.names import cache_folder
 
     error = why_not_writable(cache_folder())
     if error:

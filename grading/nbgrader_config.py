@@ -8,7 +8,7 @@ class ClearSolutions(pre.ClearSolutions):
     """As in the learners' notebooks: a stub in a function; of a letter only its None is left."""
 
     def preprocess_cell(self, cell, resources, cell_index):
-        from lora_lib.exercises.release import (
+        from lora_course.exercises.release import (
             student_source,
         )  # seconds, which grading can do without
 
