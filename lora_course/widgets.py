@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lora_course.tables import table_html
 from lora_lib.adapters import load_adapter
-from lora_lib.lora import LoRALinear, add_lora_to_model, unload_lora
+from lora_lib.injection import add_lora_to_model, unload_lora
+from lora_lib.lora import LoRALinear
 from lora_lib.model import SmallTransformer
 from lora_lib.names import BASE_SCRIPT, is_latin
 from lora_lib.pretrained import adapter_directory, adapter_names, load_pretrained

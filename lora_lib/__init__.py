@@ -1,15 +1,14 @@
 """LoRA from scratch: the library of the course. Start with lora_lib/lora.py."""
 
 from lora_lib.adapters import load_adapter, save_adapter
-from lora_lib.lora import (
-    LoRALinear,
+from lora_lib.injection import (
     add_lora_to_model,
-    count_parameters,
     freeze_non_lora_params,
     merge_lora_weights,
     unload_lora,
     unmerge_lora_weights,
 )
+from lora_lib.lora import LoRALinear, count_parameters
 from lora_lib.model import (
     FeedForward,
     MultiHeadAttention,

@@ -7,19 +7,16 @@ import pytest
 import tiny_models
 import torch
 from tiny_models import example, run
-from torch import nn
-from torch.nn.utils import parametrizations, prune
 
 from lora_lib.adapters import load_adapter, save_adapter
-from lora_lib.lora import (
-    LoRALinear,
+from lora_lib.injection import (
     add_lora_to_model,
     freeze_non_lora_params,
-    lora_layers,
     merge_lora_weights,
     unload_lora,
     unmerge_lora_weights,
 )
+from lora_lib.lora import LoRALinear, lora_layers
 
 # model → how many nn.Linear it has
 LAYERS = {"bert": 14, "distilbert": 14, "llama": 15, "tied_llama": 15, "vit": 13, "nested": 2,
@@ -210,36 +207,6 @@ def test_unloading_after_compiling_restores_what_was_trainable(fresh_dynamo):
 # --- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("targets", [["c_attn"], ["c_proj"], "all-linear"], ids=str)
-def test_the_transposed_layers_of_gpt2_are_refused_with_a_reason(refuses, targets):
-    model = tiny_models.gpt2()
-    with refuses(model, TypeError, "Conv1D", "transposed", "PEFT"):
-        add_lora_to_model(model, target_modules=targets)
-
-
-def test_the_plain_layers_of_gpt2_work():
-    model = tiny_models.gpt2()
-    _, layers = add_lora_to_model(model, target_modules=["lm_head"])
-    assert len(layers) == 1
-
-
-@pytest.mark.parametrize("targets", [["linear1"], ["out_proj"], "all-linear"], ids=str)
-def test_the_fast_path_that_is_refused_really_ignores_lora(refuses, targets):
-    model = tiny_models.fused()
-    with refuses(model, ValueError, "TransformerEncoderLayer", "silently ignore LoRA"):
-        add_lora_to_model(model, target_modules=targets)
-    x = torch.randn(2, 5, 6)
-    with torch.no_grad():
-        before = model(x)
-        wrapped = LoRALinear(model.linear1)
-        nn.init.ones_(wrapped.lora_B)
-        model.linear1 = wrapped
-        assert torch.equal(model(x), before)  # it did not
-        model.train()
-        model.dropout.p = model.dropout1.p = model.dropout2.p = model.self_attn.dropout = 0.0
-        assert not torch.allclose(model(x), before)  # the slow path does see it
-
-
 def test_a_layer_in_two_places_is_refused(refuses):
     model = tiny_models.shared_layer()
     with refuses(model, ValueError, "'0' is one module in several places"):
@@ -250,53 +217,3 @@ def test_a_tied_module_is_not_saved_whole(refuses):
     model = tiny_models.tied_llama()
     with refuses(model, ValueError, "'lm_head'", "tied to another module", "untie"):
         add_lora_to_model(model, target_modules=["q_proj"], modules_to_save=["lm_head"])
-
-
-@pytest.mark.parametrize(
-    "disturb",
-    [parametrizations.weight_norm, lambda linear: prune.l1_unstructured(linear, "weight", 0.5)],
-    ids=["weight norm", "pruned"],
-)
-def test_a_computed_weight_is_adapted_but_not_merged(refuses, set_factors, disturb):
-    model = tiny_models.parent()
-    disturb(model[0])
-    x = example(model)
-    before = model(x)
-    add_lora_to_model(model, target_modules="all-linear")
-    assert torch.equal(model(x), before)
-    set_factors(model)
-    assert not torch.equal(model(x), before)
-    with refuses(model, TypeError, "computed from other tensors"):
-        merge_lora_weights(model)
-
-
-def test_a_quantised_weight_is_adapted_but_not_merged(refuses):
-    class Int8Linear(nn.Linear):
-        """As quantising libraries make them: an nn.Linear by name, integers inside."""
-
-        def __init__(self, linear):
-            super().__init__(linear.in_features, linear.out_features)
-            self.scale = linear.weight.detach().abs().max() / 127
-            integers = (linear.weight / self.scale).round().to(torch.int8)
-            self.weight = nn.Parameter(integers.flatten(), requires_grad=False)
-
-        def forward(self, x):
-            weight = self.weight.view(self.out_features, self.in_features) * self.scale
-            return nn.functional.linear(x, weight, self.bias)
-
-    model = nn.Sequential(Int8Linear(nn.Linear(6, 4)))
-    x = example(model)
-    before = model(x)
-    _, [layer] = add_lora_to_model(model, target_modules="all-linear")
-    assert layer.lora_A.dtype == torch.float32
-    assert torch.equal(model(x), before)
-    with refuses(model, TypeError, "quantised weight (torch.int8)"):
-        merge_lora_weights(model)
-
-
-@pytest.mark.parametrize("function", [freeze_non_lora_params, unload_lora])
-def test_a_wrapper_around_the_adapted_model_is_refused_with_what_to_pass(refuses, function):
-    inside, _ = add_lora_to_model(tiny_models.nested(), target_modules="all-linear")
-    outside = nn.Sequential(inside)
-    with refuses(outside, ValueError, "pass that one", "model.module"):
-        function(outside)

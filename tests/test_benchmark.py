@@ -37,7 +37,8 @@ from lora_course.experiments.contestants import (
     make,
 )
 from lora_course.experiments.fused import share_inputs
-from lora_lib.lora import LoRALinear, add_lora_to_model, freeze_non_lora_params, lora_layers
+from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
+from lora_lib.lora import LoRALinear, lora_layers
 
 CPU = torch.device("cpu")
 STACK = Case("projections", width=32, depth=2, length=24, rank=4)

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from torch import nn
 
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
-from lora_lib.lora import add_lora_to_model, lora_layers
+from lora_lib.injection import add_lora_to_model
+from lora_lib.lora import lora_layers
 
 
 def adapter(value, rank=4, targets="all-linear"):

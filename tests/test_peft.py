@@ -11,11 +11,13 @@ import pytest
 import tiny_models
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from tiny_models import example, run
 from torch import nn
 
-from lora_lib.adapters import CONFIG_FILE, load_adapter, save_adapter
-from lora_lib.lora import LoRALinear, add_lora_to_model, lora_layers, merge_lora_weights
+from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
+from lora_lib.injection import add_lora_to_model, merge_lora_weights
+from lora_lib.lora import LoRALinear, lora_layers
 from lora_lib.model import SmallTransformer
 from lora_lib.names import SCRIPTS
 from lora_lib.pretrained import adapter_directory, load_pretrained
@@ -109,7 +111,12 @@ def test_a_layer_computes_what_loralibs_does(scaling, d_in, d_out, rank):
     ours, _, x = trio(d_in, d_out, rank, scaling * rank)
     theirs = loralib.Linear(d_in, d_out, r=rank, lora_alpha=scaling * rank, merge_weights=False)
     theirs.load_state_dict(
-        {"weight": ours.weight, "bias": ours.bias, "lora_A": ours.lora_A, "lora_B": ours.lora_B}
+        {
+            "weight": ours.original.weight,
+            "bias": ours.bias,
+            "lora_A": ours.lora_A,
+            "lora_B": ours.lora_B,
+        }
     )
     mine = outputs_and_gradients(ours, x, ours.lora_A, ours.lora_B)
     loralibs = outputs_and_gradients(theirs, x, theirs.lora_A, theirs.lora_B)
@@ -121,12 +128,14 @@ def test_a_layer_computes_what_loralibs_does(scaling, d_in, d_out, rank):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_merging_computes_what_pefts_does_in_float32_and_better_in_half(dtype):
     ours, theirs, _ = trio(48, 32, 8, 16.0, dtype=dtype)
-    exact = ours.weight.double() + ours.delta_weight().double()
-    before = ours.weight.clone()
+    exact = ours.original.weight.double() + ours.delta_weight().double()
+    before = ours.original.weight.clone()
     theirs.merge()
     ours.merge()
-    error, pefts = ((w.double() - exact).abs().mean() for w in (ours.weight, theirs.weight))
-    assert (ours.weight - before).abs().max() > 0.01
+    error, pefts = (
+        (w.double() - exact).abs().mean() for w in (ours.original.weight, theirs.weight)
+    )
+    assert (ours.original.weight - before).abs().max() > 0.01
     assert error <= pefts * 1.05
 
 
@@ -168,7 +177,8 @@ def ours():
 
 
 MODELS = {"ours": ours, **{name: getattr(tiny_models, name) for name in (
-    "bert", "distilbert", "llama", "vit", "nested", "ambiguous", "odd_names", "convolutional"
+    "bert", "distilbert", "llama", "gpt2", "vit", "nested", "ambiguous", "odd_names",
+    "convolutional",
 )}}  # fmt: skip
 CASES = [
     ("ours", dict(target_modules=("W_q", "W_v"))),
@@ -276,10 +286,9 @@ def test_peft_trains_on_from_what_is_saved_here(set_factors, tmp_path):
 def test_a_bf16_base_differs_by_rounding_where_peft_keeps_float32_factors(set_factors, tmp_path):
     model, x, output = trained("llama", dict(target_modules=("q_proj", "v_proj")), set_factors,
                                torch.bfloat16)  # fmt: skip
+    directory = save_adapter(model, tmp_path)
     with no_warning_of_peft():
-        peft_model = PeftModel.from_pretrained(
-            tiny_models.llama().bfloat16(), str(save_adapter(model, tmp_path))
-        )
+        peft_model = PeftModel.from_pretrained(tiny_models.llama().bfloat16(), str(directory))
     assert (
         peft_model.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"].weight.dtype
         == torch.float32
@@ -337,6 +346,13 @@ THEIRS = [
     ("ours", dict(target_modules=["W_q"], use_rslora=True)),
     ("ours", dict(target_modules=["W_q"], init_lora_weights="gaussian")),
     ("ours", dict(target_modules=["W_q"], init_lora_weights="orthogonal")),
+    ("ours", dict(target_modules=["W_q", "W_v", "W_x"], rank_pattern={"0.attention.W_q": 2},
+                  alpha_pattern={"W_v": 2, r"blocks\..*": 16})),
+    ("ours", dict(target_modules=["W_q"], exclude_modules=["blocks.0.attention.W_q"])),
+    ("ours", dict(target_modules=["W_q", "W_v"], exclude_modules=r".*0\.attention\.W_q")),
+    ("gpt2", dict(target_modules=["c_attn", "lm_head"])),
+    ("gpt2", dict(target_modules="all-linear", fan_in_fan_out=True)),
+    ("llama", dict(target_modules=["lm_head", "q_proj"])),  # PEFT saves the base's lm_head too
     ("bert", dict(target_modules="all-linear", task_type="SEQ_CLS")),
     ("bert", dict(target_modules=["query", "dense"], task_type="SEQ_CLS")),
     ("distilbert", dict(target_modules=["q_lin", "v_lin"], task_type="SEQ_CLS")),
@@ -360,7 +376,7 @@ def test_what_peft_makes_loads_here(name, settings, dtype, tmp_path):
     disturb(*factors)
     theirs.save_pretrained(tmp_path)
     loaded = load_adapter(MODELS[name]().to(dtype), tmp_path).eval()
-    assert (run(theirs, x) - plain).abs().max() > 0.01
+    assert (run(theirs, x) - plain).abs().max() > 1e-3
     assert torch.equal(run(loaded, x), run(theirs, x))
 
 
@@ -375,21 +391,16 @@ REFUSED = [  # what PEFT is told, on which model, and the word in the refusal
     (dict(target_modules=["W_q"], bias="all"), ours, "bias is 'all'"),
     (dict(target_modules=["W_q"], bias="lora_only"), ours, "bias is 'lora_only'"),
     (dict(target_modules=["linear1"], lora_bias=True), ours, "lora_bias is True"),
-    (dict(target_modules=["W_q"], rank_pattern={"W_q": 2}), ours, "rank_pattern is {'W_q': 2}"),
-    (dict(target_modules=["W_q"], alpha_pattern={"W_q": 2}), ours, "alpha_pattern is {'W_q': 2}"),
     (dict(target_modules=["W_q"], init_lora_weights="pissa"), ours, "init_lora_weights is 'pissa'"),
     (dict(target_modules=["W_q"], init_lora_weights="olora"), ours, "init_lora_weights is 'olora'"),
     (dict(target_modules=["q_proj"], layers_to_transform=[0]), tiny_models.llama,
      "layers_to_transform is [0]"),
     (dict(target_modules=["q_proj"], layers_to_transform=0), tiny_models.llama,
      "missing base_model.model.model.layers.1"),
-    (dict(target_modules=["W_q"], exclude_modules=["blocks.0.attention.W_q"]), ours,
-     "exclude_modules is ['blocks.0.attention.W_q']"),
     (dict(target_modules=["W_q"], trainable_token_indices={"token_embedding": [1]}), ours,
      "trainable_token_indices is {'token_embedding': [1]}"),
     (dict(target_modules=["embed"]), WithConvolution, "'embed' is a Embedding"),
     (dict(target_modules=["conv"]), WithConvolution, "'conv' is a Conv1d"),
-    (dict(target_modules=["c_attn"]), tiny_models.gpt2, "fan_in_fan_out is True"),
 ]  # fmt: skip
 
 
@@ -412,10 +423,55 @@ def test_another_method_of_peft_is_refused(refuses, tmp_path):
         load_adapter(model, tmp_path)
 
 
-def test_base_weights_that_peft_saved_along_are_refused(refuses, tmp_path):
-    settings = LoraConfig(target_modules=["lm_head"])
-    with pytest.warns(UserWarning, match="save_embedding_layers"):
-        get_peft_model(tiny_models.llama(), settings).save_pretrained(tmp_path)
+@pytest.mark.parametrize("resized", [False, True])
+def test_base_weights_that_peft_saved_along_say_which_base_they_are_of(refuses, tmp_path, resized):
+    base = tiny_models.llama()
+    if resized:
+        base.resize_token_embeddings(53)
+    settings = LoraConfig(target_modules=["q_proj"] if resized else ["lm_head"])
+    with warnings.catch_warnings(action="ignore"):
+        get_peft_model(base, settings).save_pretrained(
+            tmp_path, save_embedding_layers=True if resized else "auto"
+        )
     model = tiny_models.llama()
-    with refuses(model, ValueError, "unexpected base_model.model.lm_head.base_layer.weight"):
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    key = f"unexpected base_model.model.lm_head.{'' if resized else 'base_layer.'}weight"
+    with refuses(model, ValueError, key, "was the vocabulary resized?", "modules_to_save"):
         load_adapter(model, tmp_path)
+
+
+def test_a_head_that_an_old_file_holds_without_saying_so_is_loaded(set_factors, tmp_path):
+    theirs = get_peft_model(
+        tiny_models.bert(), LoraConfig(target_modules=["query"], task_type="SEQ_CLS")
+    ).eval()
+    nn.init.ones_(theirs.base_model.model.classifier.modules_to_save["default"].bias)
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert config["modules_to_save"]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"modules_to_save": None}))
+    loaded, x = load_adapter(tiny_models.bert(), tmp_path), example(tiny_models.bert())
+    assert torch.equal(run(loaded, x), run(theirs, x))
+    assert save_adapter(loaded, tmp_path / "again")
+    assert torch.equal(run(load_adapter(tiny_models.bert(), tmp_path / "again"), x), run(loaded, x))
+
+
+class Evil:
+    ran = False
+
+    def __reduce__(self):
+        return setattr, (Evil, "ran", True)
+
+
+def test_a_pickled_file_is_read_and_code_in_it_never_runs(refuses, set_factors, tmp_path):
+    model, x, output = trained("ours", {}, set_factors)
+    save_adapter(model, tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS_FILE)
+    (tmp_path / WEIGHTS_FILE).unlink()
+    torch.save(tensors, tmp_path / "adapter_model.bin")
+    assert torch.equal(load_adapter(ours(), tmp_path)(x), output)
+    torch.save(tensors | {"evil": Evil()}, tmp_path / "adapter_model.bin")
+    fresh = ours()
+    with refuses(fresh, ValueError, "holds more than tensors, and was not run"):
+        load_adapter(fresh, tmp_path)
+    assert not Evil.ran

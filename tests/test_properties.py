@@ -10,16 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lora_lib.adapters import load_adapter, save_adapter
-from lora_lib.lora import (
-    LoRALinear,
+from lora_lib.injection import (
     add_lora_to_model,
-    count_parameters,
     freeze_non_lora_params,
-    lora_layers,
     merge_lora_weights,
     unload_lora,
     unmerge_lora_weights,
 )
+from lora_lib.lora import LoRALinear, count_parameters, lora_layers
 
 settings.register_profile(
     "quick",
@@ -134,13 +132,16 @@ def test_unloading_without_merging_restores_every_bit_and_flag(model, layer, mer
 
 
 @given(models(), st.fixed_dictionaries(LAYER))
-def test_a_merge_is_the_exact_sum_rounded_once(model, layer):
+def test_a_merge_is_the_sum_rounded_once(model, layer):
     fill(add_lora_to_model(model, target_modules="all-linear", **layer)[0])
     assume(all(torch.isfinite(m.merged_weight()).all() for m in lora_layers(model)))
     for m in lora_layers(model):
-        dtype = torch.promote_types(m.weight.dtype, torch.float32)
-        expected = (m.weight.to(dtype) + m.delta_weight()).to(m.weight.dtype)
-        assert torch.equal(m.merged_weight(), expected)
+        W, A, B = (t.double() for t in (m.original.weight, m.lora_A, m.lora_B))
+        size = W.abs() + m.scaling * B.abs() @ A.abs()  # what may be lost while adding
+        eps = torch.finfo(m.original.weight.dtype).eps
+        tiny = torch.finfo(m.original.weight.dtype).tiny
+        error = (m.merged_weight().double() - (W + m.scaling * B @ A)).abs()
+        assert (error <= 3e-7 * size + 0.5 * eps * m.merged_weight().abs().clamp(min=tiny)).all()
 
 
 @given(models(), st.fixed_dictionaries(LAYER))

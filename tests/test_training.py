@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lora_lib.lora import add_lora_to_model, freeze_non_lora_params
+from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.model import SmallTransformer
 from lora_lib.names import Pair, load_pairs, load_spellings
 from lora_lib.tasks import SyntheticDataset, TokenDataset

@@ -26,7 +26,8 @@ from lora_course.experiments.verdicts import (
     verdicts,
 )
 from lora_lib.adapters import load_adapter
-from lora_lib.lora import count_parameters, unload_lora
+from lora_lib.injection import unload_lora
+from lora_lib.lora import count_parameters
 from lora_lib.names import SCRIPTS
 from lora_lib.pretrained import adapter_directory
 

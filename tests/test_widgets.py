@@ -18,7 +18,8 @@ from ipywidgets import HTML, FloatSlider, IntSlider, Text
 import lora_lib
 from lora_course.widgets import rank_slider, type_your_town, volume_knob
 from lora_lib.adapters import load_adapter
-from lora_lib.lora import lora_layers, merge_lora_weights, unload_lora
+from lora_lib.injection import merge_lora_weights, unload_lora
+from lora_lib.lora import lora_layers
 from lora_lib.pretrained import adapter_directory, adapter_names, load_pretrained
 from lora_lib.rank import with_changes_cut
 from lora_lib.training import transliterate

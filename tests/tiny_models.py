@@ -17,18 +17,18 @@ SMALL = dict(
 
 
 def bert() -> nn.Module:
-    return _build(transformers.BertForSequenceClassification, **TEXT, **SMALL)
+    return build(transformers.BertForSequenceClassification, **TEXT, **SMALL)
 
 
 def distilbert() -> nn.Module:
     """Its last layers are called pre_classifier and classifier."""
     size = dict(dim=32, n_layers=2, n_heads=4, hidden_dim=48, num_labels=3)
-    return _build(transformers.DistilBertForSequenceClassification, **TEXT, **size)
+    return build(transformers.DistilBertForSequenceClassification, **TEXT, **size)
 
 
 def llama(tied: bool = False) -> nn.Module:
     grouped = dict(num_key_value_heads=2, tie_word_embeddings=tied)
-    return _build(transformers.LlamaForCausalLM, **TEXT, **SMALL, **grouped)
+    return build(transformers.LlamaForCausalLM, **TEXT, **SMALL, **grouped)
 
 
 def tied_llama() -> nn.Module:
@@ -37,14 +37,14 @@ def tied_llama() -> nn.Module:
 
 def gpt2() -> nn.Module:
     size = dict(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16)
-    return _build(transformers.GPT2LMHeadModel, **size)
+    return build(transformers.GPT2LMHeadModel, **size)
 
 
 def vit() -> nn.Module:
-    return _build(transformers.ViTForImageClassification, image_size=16, patch_size=8, **SMALL)
+    return build(transformers.ViTForImageClassification, image_size=16, patch_size=8, **SMALL)
 
 
-def _build(kind: type, **settings) -> nn.Module:
+def build(kind: type, **settings) -> nn.Module:
     torch.manual_seed(0)
     return kind(kind.config_class(**settings)).eval()
 
@@ -63,19 +63,17 @@ class Nested(nn.Module):
 
 
 def nested() -> nn.Module:
-    return _seeded(Nested)
+    return seeded(Nested)
 
 
 def parent() -> nn.Module:
     """What holds one nn.Linear."""
-    return _seeded(lambda: nn.Sequential(nn.Linear(6, 4)))
+    return seeded(lambda: nn.Sequential(nn.Linear(6, 4)))
 
 
 def ambiguous() -> nn.Module:
     """ "0" is an nn.Linear; by the rule for names it is also "1.0", which is none."""
-    return _seeded(
-        lambda: nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 3)))
-    )
+    return seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 3))))
 
 
 class OddNames(nn.Module):
@@ -92,11 +90,11 @@ class OddNames(nn.Module):
 
 
 def odd_names() -> nn.Module:
-    return _seeded(OddNames)
+    return seeded(OddNames)
 
 
 def convolutional() -> nn.Module:
-    return _seeded(
+    return seeded(
         lambda: nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2),
                               nn.Flatten(), nn.Linear(8, 3))
     )  # fmt: skip
@@ -104,22 +102,22 @@ def convolutional() -> nn.Module:
 
 def shared_block() -> nn.Module:
     """One block used twice: a module that holds the layers is in two places, each layer in one."""
-    block = _seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.Tanh()))
+    block = seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.Tanh()))
     return nn.Sequential(block, block).eval()
 
 
 def shared_layer() -> nn.Module:
     """One nn.Linear in two places."""
-    layer = _seeded(lambda: nn.Linear(6, 6))
+    layer = seeded(lambda: nn.Linear(6, 6))
     return nn.Sequential(layer, nn.Tanh(), layer).eval()
 
 
 def fused() -> nn.Module:
     """nn.TransformerEncoderLayer, whose fast path reads its children's weights."""
-    return _seeded(lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True))
+    return seeded(lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True))
 
 
-def _seeded(build) -> nn.Module:
+def seeded(build) -> nn.Module:
     torch.manual_seed(0)
     return build().eval()
 

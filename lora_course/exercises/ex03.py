@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_course.exercises.checker import Choice, Exercise, Wrong
-from lora_lib.lora import LoRALinear, add_lora_to_model
+from lora_lib.injection import add_lora_to_model
+from lora_lib.lora import LoRALinear
 
 # --- a model full of names that are easily confused ----------------------------------------------
 

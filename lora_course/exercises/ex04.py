@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_course.exercises.checker import Choice, Exercise, Wrong
-from lora_lib.lora import add_lora_to_model, count_parameters, freeze_non_lora_params, lora_layers
+from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
+from lora_lib.lora import count_parameters, lora_layers
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained, read_metadata
 from lora_lib.tokens import batches_by_length, pair_examples

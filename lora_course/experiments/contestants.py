@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_course.experiments.fused import share_inputs
-from lora_lib.lora import (
+from lora_lib.injection import (
     add_lora_to_model,
     freeze_non_lora_params,
     merge_lora_weights,

@@ -27,7 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lora_lib.adapters import save_adapter
-from lora_lib.lora import add_lora_to_model, count_parameters, freeze_non_lora_params
+from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
+from lora_lib.lora import count_parameters
 from lora_lib.model import SmallTransformer
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lora_lib.lora import add_lora_to_model, count_parameters, freeze_non_lora_params
+from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
+from lora_lib.lora import count_parameters
 from lora_lib.model import SmallTransformer, classifier_from, default_device
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained, read_metadata

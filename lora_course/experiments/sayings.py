@@ -31,7 +31,7 @@ from lora_course.experiments.questions import (
 )
 from lora_course.experiments.runs import Run, chosen_rate, rows_of, tried_rates, validation_score
 from lora_lib.adapters import load_adapter
-from lora_lib.lora import unload_lora
+from lora_lib.injection import unload_lora
 from lora_lib.names import SCRIPTS
 from lora_lib.pretrained import adapter_directory, load_pretrained, read_metadata
 from lora_lib.rank import nearest_cosines_by_chance

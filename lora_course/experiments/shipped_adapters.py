@@ -12,7 +12,7 @@ import torch
 
 from lora_course.experiments.provenance import provenance
 from lora_lib.adapters import save_adapter
-from lora_lib.lora import add_lora_to_model, freeze_non_lora_params
+from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.model import default_device
 from lora_lib.names import SCRIPTS, load_pairs
 from lora_lib.pretrained import ADAPTERS, load_pretrained

@@ -7,15 +7,13 @@ import torch
 from torch import nn
 
 from lora_lib.adapters import load_adapter
-from lora_lib.lora import (
-    LoRALinear,
+from lora_lib.injection import (
     add_lora_to_model,
-    count_parameters,
     freeze_non_lora_params,
-    lora_layers,
     merge_lora_weights,
     unload_lora,
 )
+from lora_lib.lora import LoRALinear, count_parameters, lora_layers
 from lora_lib.model import SmallTransformer
 from lora_lib.pretrained import load_pretrained, read_metadata
 from lora_lib.rank import effective_rank, k90, singular_values, weight_changes

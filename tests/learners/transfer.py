@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lora_lib.lora import add_lora_to_model, freeze_non_lora_params
+from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 
 
 class LowRank(nn.Module):

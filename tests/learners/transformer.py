@@ -4,7 +4,8 @@ import copy
 
 from torch import nn
 
-from lora_lib.lora import LoRALinear, add_lora_to_model, freeze_non_lora_params
+from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
+from lora_lib.lora import LoRALinear
 from lora_lib.targets import matches
 
 # --- injection -----------------------------------------------------------------------------------

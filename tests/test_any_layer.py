@@ -1,0 +1,406 @@
+"""LoRA on layers whose model reads their weights, or that compute in their own way.
+
+`layer.weight` is W + ΔW for whoever reads it: so each of them starts as a no-op, is changed by the
+adapter, trains every factor, computes the same merged, and comes back bit for bit.
+"""
+
+import copy
+import threading
+
+import pytest
+import tiny_models
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    BloomForCausalLM,
+    FalconMambaForCausalLM,
+    Llama4ForCausalLM,
+    MambaForCausalLM,
+    MobileBertForMaskedLM,
+    T5ForConditionalGeneration,
+    Wav2Vec2ForXVector,
+    WavLMForSequenceClassification,
+)
+
+from lora_lib.adapters import load_adapter, save_adapter
+from lora_lib.injection import (
+    adapter_disabled,
+    add_lora_to_model,
+    freeze_non_lora_params,
+    merge_lora_weights,
+    unload_lora,
+    unmerge_lora_weights,
+)
+from lora_lib.lora import LoRALinear, lora_layers
+
+# --- layers of one's own -------------------------------------------------------------------------
+
+
+class Masked(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight.tril(), self.bias)
+
+
+class Cosine(nn.Linear):
+    def forward(self, x):
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1), self.bias)
+
+
+class Ternary(nn.Linear):
+    """Rounds its weight to −1, 0, 1 times its mean size, and lets gradients through."""
+
+    def forward(self, x):
+        size = self.weight.abs().mean()
+        rounded = (self.weight / size).round().clamp(-1, 1) * size
+        return F.linear(x, self.weight + (rounded - self.weight).detach(), self.bias)
+
+
+class Router(nn.Linear):
+    """Returns two things, and notes one on itself."""
+
+    def forward(self, hidden_states):
+        logits = super().forward(hidden_states)
+        self.seen = logits.detach()
+        return logits.softmax(-1), logits
+
+
+class Routed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.router = Router(6, 3)
+
+    def forward(self, x):
+        shares, logits = self.router(hidden_states=x)
+        return shares + logits
+
+
+class Autoencoder(nn.Module):
+    """Decodes with the transpose of what it encodes with."""
+
+    def __init__(self):
+        super().__init__()
+        self.enc = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return F.linear(self.enc(x).tanh(), self.enc.weight.T)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x[None], x[None], x[None], need_weights=False)[0]
+
+
+def alone(layer):
+    return lambda: tiny_models.seeded(lambda: nn.Sequential(layer(), nn.Tanh(), nn.Linear(6, 3)))
+
+
+def hooked(**hooks):
+    def make():
+        model = alone(lambda: nn.Linear(6, 6))()
+        for register, hook in hooks.items():
+            getattr(model[0], register)(hook)
+        return model
+
+    return make
+
+
+def standing(kind):
+    return lambda: tiny_models.seeded(kind)
+
+
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+AUDIO = SMALL | dict(conv_dim=(8,), conv_stride=(4,), conv_kernel=(4,), num_conv_pos_embeddings=4,
+                     num_conv_pos_embedding_groups=2)  # fmt: skip
+MAMBA = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, state_size=4, time_step_rank=4)
+
+
+def built(kind, **settings):
+    return lambda: tiny_models.build(kind, **settings)
+
+
+KINDS = {  # name → (how the model is made, targets)
+    "masked": (alone(lambda: Masked(6, 6)), "all-linear"),
+    "cosine": (alone(lambda: Cosine(6, 6)), "all-linear"),
+    "ternary": (alone(lambda: Ternary(6, 6)), ["0"]),
+    "router": (standing(Routed), "all-linear"),
+    "tied autoencoder": (standing(Autoencoder), "all-linear"),
+    "attention's out_proj": (standing(Attention), ["out_proj"]),
+    "encoder layer": (tiny_models.fused, "all-linear"),
+    "input hook": (hooked(register_forward_pre_hook=lambda m, x: (x[0].sin(),)), "all-linear"),
+    "output hook": (hooked(register_forward_hook=lambda m, x, y: y.relu()), "all-linear"),
+    "GPT-2": (tiny_models.gpt2, ["c_attn", "c_proj", "c_fc"]),
+    "WavLM": (built(WavLMForSequenceClassification, **AUDIO, num_labels=3),
+              ["q_proj", "k_proj", "v_proj", "out_proj"]),
+    "Wav2Vec2 x-vector": (built(Wav2Vec2ForXVector, **AUDIO, tdnn_dim=(16, 16), tdnn_kernel=(2, 1),
+                                tdnn_dilation=(1, 1), xvector_output_dim=8), ["kernel", "q_proj"]),
+    "Mamba": (built(MambaForCausalLM, **MAMBA), ["in_proj", "x_proj", "dt_proj", "out_proj"]),
+    "FalconMamba": (built(FalconMambaForCausalLM, **MAMBA), ["dt_proj", "x_proj"]),
+    "MobileBERT": (built(MobileBertForMaskedLM, vocab_size=50, hidden_size=32, embedding_size=16,
+                         num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+                         intra_bottleneck_size=16), ["cls.predictions.transform.dense", "query"]),
+    "BLOOM": (built(BloomForCausalLM, vocab_size=50, hidden_size=32, n_layer=2, n_head=4,
+                    pretraining_tp=2, slow_but_exact=True), ["dense", "dense_4h_to_h"]),
+    "Llama 4": (built(Llama4ForCausalLM, vocab_size=50, **SMALL, intermediate_size_mlp=48,
+                      num_key_value_heads=2, num_local_experts=2, head_dim=8, pad_token_id=0),
+                ["router", "q_proj", "o_proj"]),
+    "T5": (built(T5ForConditionalGeneration, vocab_size=50, d_model=32, d_kv=8, d_ff=48,
+                 num_layers=2, num_heads=4, decoder_start_token_id=0), ["q", "v", "wo"]),
+}  # fmt: skip
+
+every_kind = pytest.mark.parametrize("name", KINDS)
+
+
+def example(model):
+    if "Wav" in type(model).__name__:
+        return torch.randn(2, 400, generator=torch.Generator().manual_seed(1))
+    return tiny_models.example(model)
+
+
+def run(model, x):
+    if isinstance(model, T5ForConditionalGeneration):
+        return model(input_ids=x, labels=x).logits
+    return tiny_models.run(model, x)
+
+
+def make(name):
+    model, targets = KINDS[name][0](), KINDS[name][1]
+    return model, example(model), targets
+
+
+@every_kind
+def test_a_layer_of_any_kind_computes_with_the_sum(name, set_factors):
+    model, x, targets = make(name)
+    state = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        plain = run(model, x)
+        add_lora_to_model(model, 4, 8.0, targets)
+        assert torch.equal(run(model, x), plain)
+    freeze_non_lora_params(set_factors(model, 0.2))
+    run(model, x).square().mean().backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.any()] == []
+    with torch.no_grad():
+        output = run(model, x)
+        assert (output - plain).abs().max() > 1e-4
+        merge_lora_weights(model)
+        torch.testing.assert_close(run(model, x), output, atol=2e-5, rtol=1e-4)
+        with adapter_disabled(model):
+            assert torch.equal(run(model, x), plain)
+        unmerge_lora_weights(model)
+        assert torch.equal(run(model, x), output)
+        unload_lora(model, merge=False)
+        assert torch.equal(run(model, x), plain)
+    assert same(model.state_dict(), state)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@every_kind
+def test_an_adapter_for_a_layer_of_any_kind_travels(name, set_factors, tmp_path):
+    model, x, targets = make(name)
+    freeze_non_lora_params(set_factors(add_lora_to_model(model, 4, 8.0, targets)[0]))
+    with torch.no_grad():
+        output = run(model, x)
+        assert torch.equal(
+            run(load_adapter(make(name)[0], save_adapter(model, tmp_path)), x), output
+        )
+
+
+@pytest.mark.parametrize("name", ["masked", "router", "tied autoencoder", "GPT-2", "encoder layer"])
+def test_in_bfloat16_and_under_autocast_they_differ_by_rounding_only(name, set_factors):
+    for how in ("bfloat16", "autocast"):
+        model, x, targets = make(name)
+        if how == "bfloat16":
+            model, x = model.bfloat16(), x if x.dtype == torch.long else x.bfloat16()
+        set_factors(add_lora_to_model(model, 4, 8.0, targets)[0])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            output = run(model, x)
+            torch.testing.assert_close(
+                run(merge_lora_weights(model), x), output, atol=0.05, rtol=0.05
+            )
+
+
+WAYS = {  # how a training step may be run
+    "checkpoint": lambda model, x: checkpoint(model, x, use_reentrant=False),
+    "reentrant": lambda model, x: checkpoint(model, x.requires_grad_(), use_reentrant=True),
+    "compiled": lambda model, x: torch.compile(model, backend="eager")(x),
+    "compiled layer": lambda model, x: (model[0].compile(backend="eager"), model(x))[1],
+    "compiled original": lambda model, x: (model[0].original.compile(backend="eager"), model(x))[1],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["masked", "cosine", "input hook"])
+def test_gradients_are_those_of_a_plain_step(name, way, set_factors):
+    torch._dynamo.reset()
+    gradients = []
+    for step in (lambda model, x: model(x), WAYS[way]):
+        model, x, targets = make(name)
+        freeze_non_lora_params(set_factors(add_lora_to_model(model, 4, 8.0, targets)[0]))
+        step(model, x).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["masked", "router"])
+def test_many_threads_read_one_layer(name, set_factors):
+    model, x, targets = make(name)
+    set_factors(add_lora_to_model(model, 4, 8.0, targets)[0])
+    state, wrong = copy.deepcopy(model.state_dict()), []
+    with torch.no_grad():
+        expected = run(model, x)
+
+    def read():
+        for _ in range(50):
+            with torch.no_grad():
+                wrong.append(not torch.equal(run(model, x), expected))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(wrong) == 200 and not any(wrong)
+    assert same(model.state_dict(), state)
+
+
+def test_what_a_forward_notes_on_its_layer_is_found_there(set_factors):
+    model, x, targets = make("router")
+    set_factors(add_lora_to_model(model, target_modules=targets)[0])
+    _, logits = model.router(x)
+    assert torch.equal(model.router.original.seen, logits)
+
+
+# --- what takes no sum, and what is refused ------------------------------------------------------
+
+
+class Int8(nn.Linear):
+    """As quantising libraries make them: an nn.Linear by name, integers inside."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.scale = self.weight.detach().abs().max() / 127
+        integers = (self.weight / self.scale).round().to(torch.int8)
+        self.weight = nn.Parameter(integers.flatten(), requires_grad=False)
+
+    def forward(self, x):
+        weight = self.weight.view(self.out_features, self.in_features) * self.scale
+        return F.linear(x, weight, self.bias)
+
+
+class Packed(torch.Tensor):
+    """A weight of a class of its own, as torchao and DTensor have them."""
+
+
+def packed():
+    linear = nn.Linear(6, 6)
+    linear.weight = nn.Parameter(linear.weight.detach().as_subclass(Packed))
+    return linear
+
+
+NO_SUM = {
+    "weight norm": lambda: parametrizations.weight_norm(nn.Linear(6, 6)),
+    "old weight norm": lambda: nn.utils.weight_norm(nn.Linear(6, 6)),
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(6, 6)).eval(),
+    "pruned": lambda: prune.l1_unstructured(nn.Linear(6, 6), "weight", 0.5),
+    "integers": lambda: Int8(6, 6),
+    "a tensor of its own class": packed,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("name", NO_SUM)
+def test_a_weight_that_takes_no_sum_is_adapted_but_not_merged(name, refuses, set_factors):
+    model = alone(NO_SUM[name])()
+    x = example(model)
+    before = model(x)
+    add_lora_to_model(model, 4, 8.0, "all-linear")
+    torch.testing.assert_close(model(x), before, atol=0, rtol=0)
+    freeze_non_lora_params(set_factors(model))
+    model(x).square().mean().backward()
+    assert model[0].lora_A.grad.any() and model[0].lora_B.grad.any()
+    assert not torch.equal(model(x), before)
+    with refuses(model, TypeError, "cannot be merged with ΔW"):
+        merge_lora_weights(model)
+    with pytest.raises(TypeError, match=r"computed from other|quantised, packed or"):
+        _ = model[0].weight
+
+
+def test_layers_of_bitsandbytes_are_adapted_but_not_merged(set_factors):
+    bnb = pytest.importorskip("bitsandbytes")
+    for kind in (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit):
+        model = nn.Sequential(kind(64, 64))
+        x = torch.randn(3, 64)
+        before = model(x)
+        _, [layer] = add_lora_to_model(model, target_modules=["0"])
+        assert torch.equal(model(x), before)
+        freeze_non_lora_params(set_factors(model))
+        model(x).square().mean().backward()
+        assert layer.lora_A.grad.any() and layer.lora_B.grad.any()
+        with pytest.raises(TypeError, match="cannot be merged"):
+            merge_lora_weights(model)
+
+
+def test_dropout_says_where_it_has_no_effect():
+    with pytest.warns(UserWarning, match="Masked computes in its own way.*dropout has no place"):
+        LoRALinear(Masked(3, 3), dropout=0.1)
+
+
+def test_a_call_by_keyword_is_a_call():
+    layer, x = LoRALinear(nn.Linear(4, 3)), torch.randn(2, 4)
+    assert torch.equal(layer(input=x), layer(x))
+
+
+def test_assigning_to_a_weight_of_a_sum_says_where_to_assign():
+    model, _ = add_lora_to_model(tiny_models.llama(), target_modules=["lm_head"])
+    for name in ("weight", "bias"):
+        with pytest.raises(TypeError, match=rf"assign to layer\.original\.{name}"):
+            setattr(model.lm_head, name, nn.Parameter(torch.ones(50, 32)))
+    model.config.tie_word_embeddings = True
+    with pytest.raises(TypeError, match="tie weights before you add LoRA"):
+        model.tie_weights()
+
+
+def test_a_weight_changed_since_the_merge_is_not_thrown_away(set_factors):
+    def trained(layer):
+        layer.original.weight.data.sub_(1e-3)
+
+    def replaced(layer):
+        layer.original.weight = nn.Parameter(torch.ones(6, 6))
+
+    changes = {
+        "trained": trained,
+        "replaced": replaced,
+        "pruned": lambda layer: prune.l1_unstructured(layer.original, "weight", 0.5),
+        "reparametrised": lambda layer: parametrizations.weight_norm(layer.original),
+    }
+    for dtype in (torch.float32, torch.bfloat16):
+        for change in changes.values():
+            model = set_factors(add_lora_to_model(alone(lambda: nn.Linear(6, 6))().to(dtype),
+                                                  target_modules=["0"])[0])  # fmt: skip
+            merge_lora_weights(model)
+            change(model[0])
+            for function in (unmerge_lora_weights, lambda m: unload_lora(m, merge=False)):
+                with pytest.raises(RuntimeError, match="changed since the merge"):
+                    function(model)
+            assert model[0].merged
+            assert isinstance(unload_lora(model)[0], nn.Linear)
+
+
+@pytest.mark.parametrize("move", ["half", "bfloat16", "double", "deepcopy"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_merged_model_that_was_only_moved_unmerges(set_factors, move, dtype):
+    model, _, targets = make("GPT-2")
+    model = merge_lora_weights(
+        set_factors(add_lora_to_model(model.to(dtype), 4, 8.0, targets)[0], 0.5)
+    )
+    model = copy.deepcopy(model) if move == "deepcopy" else getattr(model, move)()
+    unmerge_lora_weights(model)
+    assert not any(layer.merged for layer in lora_layers(model))

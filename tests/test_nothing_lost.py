@@ -1,0 +1,349 @@
+"""What was trained is in the file, and what stays behind is said; nothing that is refused, or fails
+half-way, changes a model or a file."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+from lora_lib.adapters import WEIGHTS_FILE, load_adapter, save_adapter
+from lora_lib.injection import (
+    adapter_disabled,
+    add_lora_to_model,
+    freeze_non_lora_params,
+    merge_lora_weights,
+    unload_lora,
+    unmerge_lora_weights,
+)
+from lora_lib.lora import lora_layers
+from lora_lib.model import SmallTransformer
+from lora_lib.pretrained import adapter_directory, load_pretrained
+from lora_lib.training import transliterate
+
+
+def plain(classes=3):
+    torch.manual_seed(0)
+    return SmallTransformer(20, 24, 2, 2, num_classes=classes, max_len=8).eval()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(20, (4, 8), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def adapted(set_factors):
+    model, _ = add_lora_to_model(plain(), 4, 8.0, modules_to_save=["classifier"])
+    freeze_non_lora_params(model)
+    return set_factors(model)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- what is not in the file ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "unfreeze, words",
+    [
+        (lambda m: None, None),
+        (lambda m: m.final_norm.requires_grad_(), r"\['final_norm.weight', 'final_norm.bias'\]"),
+        (lambda m: m.requires_grad_(), r"\['token_embedding.weight'.*call freeze_non_lora_params"),
+        (lambda m: m.blocks[0].norm1.weight.requires_grad_(), r"norm1.weight'\] \(1 in all\)"),
+    ],
+)
+def test_what_trains_and_is_not_saved_is_named(adapted, recwarn, tmp_path, unfreeze, words):
+    unfreeze(adapted)
+    if words is None:
+        save_adapter(adapted, tmp_path)
+        assert not recwarn.list
+    else:
+        with pytest.warns(UserWarning, match=words):
+            save_adapter(adapted, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "norm, saved, warned",
+    [
+        (nn.BatchNorm1d(4), (), True),
+        (nn.BatchNorm1d(4), ("1",), False),
+        (nn.BatchNorm1d(4, track_running_stats=False), (), False),
+        (nn.InstanceNorm1d(4, track_running_stats=True), (), True),
+    ],
+    ids=str,
+)
+def test_running_statistics_that_moved_are_named(norm, saved, warned, recwarn, tmp_path):
+    model = nn.Sequential(nn.Linear(6, 4), copy.deepcopy(norm), nn.Linear(4, 2)).train()
+    add_lora_to_model(model, target_modules=["0"], modules_to_save=saved)
+    freeze_non_lora_params(model)
+    for training in (False, True):
+        model.train(training)
+        x = torch.randn(5, 6)
+        if not isinstance(norm, nn.InstanceNorm1d):
+            model(x)
+        elif training:
+            model[1](torch.randn(2, 4, 5))
+        save_adapter(model, tmp_path)
+        statistics = [w for w in recwarn.list if "running statistics of ['1']" in str(w.message)]
+        assert bool(statistics) == (warned and training)
+
+
+# --- parts that were wrapped after the injection -------------------------------------------------
+
+WRAPPED = {
+    "a compiled block": lambda m: m.blocks.__setitem__(0, torch.compile(m.blocks[0])),
+    "a checkpointed block": lambda m: m.blocks.__setitem__(1, checkpoint_wrapper(m.blocks[1])),
+    "DataParallel inside": lambda m: setattr(m, "final_norm", nn.DataParallel(m.final_norm)),
+    "a compiled layer": lambda m: setattr(
+        m.blocks[0].attention, "W_q", torch.compile(m.blocks[0].attention.W_q)
+    ),
+    "a wrapped head": lambda m: setattr(m, "classifier", nn.Sequential(m.classifier)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_part_that_is_wrapped_later_keeps_its_names(adapted, ids, tmp_path, name):
+    output = adapted(ids)
+    WRAPPED[name](adapted)
+    loaded = load_adapter(plain(), save_adapter(adapted, tmp_path))
+    assert torch.equal(loaded(ids), output)
+    unload_lora(adapted, merge=False)
+    assert not any(lora_layers(adapted))
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel, torch.compile])
+def test_a_wrapper_of_all_may_stand_for_the_model(adapted, ids, tmp_path, wrap):
+    output, wrapped = adapted(ids), wrap(adapted)
+    freeze_non_lora_params(wrapped)
+    unmerge_lora_weights(merge_lora_weights(wrapped))
+    assert torch.equal(load_adapter(plain(), save_adapter(wrapped, tmp_path))(ids), output)
+    unload_lora(wrapped)
+    torch.testing.assert_close(adapted(ids), output, atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_that_was_changed_inside_is_not_saved(refuses, adapted, tmp_path):
+    adapted.classifier = adapted.classifier
+    torch.nn.utils.parametrizations.weight_norm(adapted.classifier)
+    with refuses(adapted, ValueError, "'classifier'", "other names", "unwrap"):
+        save_adapter(adapted, tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def test_an_attribute_of_the_models_own_is_left_alone(ids):
+    model = plain()
+    model.lora_config = model.config = "mine"
+    add_lora_to_model(model)
+    unload_lora(model)
+    assert (model.lora_config, model.config) == ("mine", "mine")
+
+
+# --- strength ------------------------------------------------------------------------------------
+
+
+def halve_scaling(layers):
+    for layer in layers:
+        layer.scaling *= 0.5
+
+
+def raise_alpha(layers):
+    for layer in layers:
+        layer.alpha = 3.0
+
+
+def one_louder(layers):
+    layers[0].scaling = 7.0
+
+
+@pytest.mark.parametrize("turn", [halve_scaling, raise_alpha, one_louder])
+def test_a_strength_that_was_turned_is_saved_and_reset_by_the_next_adapter(
+    adapted, ids, tmp_path, turn
+):
+    first, outputs = save_adapter(adapted, tmp_path / "first"), adapted(ids)
+    turn(list(lora_layers(adapted)))
+    assert not torch.equal(adapted(ids), outputs)
+    second = save_adapter(adapted, tmp_path / "second")
+    torch.testing.assert_close(load_adapter(plain(), second)(ids), adapted(ids))
+    assert torch.equal(load_adapter(adapted, first)(ids), outputs)
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0, math.nan])
+def test_a_strength_that_no_file_holds_is_refused(adapted, refuses, tmp_path, strength):
+    directory = save_adapter(adapted, tmp_path)
+    before = (directory / WEIGHTS_FILE).read_bytes()
+    next(lora_layers(adapted)).alpha = strength
+    with refuses(adapted, ValueError, "it must be a positive number"):
+        save_adapter(adapted, directory)
+    assert (directory / WEIGHTS_FILE).read_bytes() == before
+
+
+# --- what is not finite --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["lora_B", "classifier"])
+def test_factors_that_are_not_finite_replace_no_good_file(adapted, refuses, tmp_path, value, where):
+    directory = save_adapter(adapted, tmp_path)
+    before = (directory / WEIGHTS_FILE).read_bytes()
+    *_, last = (p for name, p in adapted.named_parameters() if where in name)
+    last.data.flatten()[0] = value
+    with pytest.raises(ValueError, match=r"is not finite .*nothing was written"):
+        save_adapter(adapted, directory)
+    assert (directory / WEIGHTS_FILE).read_bytes() == before
+
+
+class Head(nn.Module):
+    """With a causal mask of −inf, and two views of one memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+        both = torch.arange(8.0)
+        self.register_buffer("front", both[:4])
+        self.register_buffer("all", both)
+
+    def forward(self, x):
+        return self.linear(x) + self.mask.exp().sum() + self.front.sum()
+
+
+class Expanded(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 2)
+        self.register_buffer("ones", torch.ones(1).expand(5))
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self):
+        return {"steps": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def with_head(head):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 4), head())
+
+
+def test_buffers_of_a_head_are_saved_whatever_they_hold(tmp_path):
+    model, _ = add_lora_to_model(with_head(Head), target_modules=["0"], modules_to_save=["1"])
+    freeze_non_lora_params(model)
+    nn.init.ones_(model[1].linear.bias)
+    model[1].all += 1
+    x = torch.randn(3, 6)
+    loaded = load_adapter(with_head(Head), save_adapter(model, tmp_path))
+    assert torch.equal(loaded(x), model(x))
+    assert torch.equal(loaded[1].mask, model[1].mask)
+
+
+@pytest.mark.parametrize(
+    "head, words", [(Expanded, "share memory"), (lambda: Extra(4, 2), "is no tensor")]
+)
+def test_a_head_that_cannot_be_saved_is_refused_at_once(refuses, head, words):
+    model = with_head(head)
+    with refuses(model, ValueError, "'1' in modules_to_save", words):
+        add_lora_to_model(model, target_modules=["0"], modules_to_save=["1"])
+
+
+def test_a_load_that_is_interrupted_leaves_the_model_as_before(adapted, tmp_path, monkeypatch):
+    directory = save_adapter(adapted, tmp_path)
+    nn.init.ones_(adapted.classifier.weight)
+    state, copy_ = copy.deepcopy(adapted.state_dict()), torch.Tensor.copy_
+    calls = []
+
+    def interrupted(self, other):
+        calls.append(self)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return copy_(self, other)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_adapter(adapted, directory)
+    assert same(adapted.state_dict(), state)
+
+
+# --- swapping, switching off, inference mode -----------------------------------------------------
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_adapters_with_heads_are_swapped_without_a_trace(ids, set_factors, tmp_path, merged):
+    outputs, directories = [], []
+    for number in range(2):
+        model, _ = add_lora_to_model(plain(), 4, 8.0, modules_to_save=["classifier"])
+        freeze_non_lora_params(model)
+        set_factors(model, 0.1 + number)
+        nn.init.constant_(model.classifier.bias, 5.0 * number)
+        directories.append(save_adapter(model, tmp_path / str(number)))
+        outputs.append(model(ids))
+    model = plain()
+    base, state = model(ids), copy.deepcopy(model.state_dict())
+    for number in (0, 1, 0):
+        load_adapter(model, directories[number])
+        assert torch.equal(model(ids), outputs[number])
+        with adapter_disabled(model):
+            assert torch.equal(model(ids), base)
+        assert torch.equal(model(ids), outputs[number])
+        if merged:
+            merge_lora_weights(model)
+            after = model(ids)
+            with adapter_disabled(model):
+                assert torch.equal(model(ids), base)
+            assert torch.equal(model(ids), after)
+        unload_lora(model, merge=False)
+        assert torch.equal(model(ids), base) and same(model.state_dict(), state)
+
+
+def test_an_adapter_that_is_off_stays_off_in_an_error_and_is_on_after_it(adapted, ids):
+    output = adapted(ids)
+    with pytest.raises(KeyError), adapter_disabled(adapted), adapter_disabled(adapted):
+        assert not torch.equal(adapted(ids), output)
+        raise KeyError
+    assert torch.equal(adapted(ids), output)
+
+
+def test_the_shipped_base_writes_cyrillic_while_its_adapter_is_off():
+    base, tokenizer = load_pretrained()
+    model = load_adapter(base, adapter_directory("georgian"))
+    with adapter_disabled(model):
+        assert transliterate(model, tokenizer, ["Bremen"]) == ["Бремен"]
+    assert transliterate(model, tokenizer, ["Bremen"]) == ["ბრემენი"]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda model, directory: add_lora_to_model(unload_lora(model), 4, 8.0),
+        lambda model, directory: unmerge_lora_weights(merge_lora_weights(model)),
+        lambda model, directory: load_adapter(unload_lora(model, False), directory, True),
+        lambda model, directory: load_adapter(model, directory, True),
+    ],
+    ids=["add", "merge and unmerge", "unload and load", "load"],
+)
+def test_under_inference_mode_tensors_are_made_that_train_later(adapted, ids, tmp_path, act):
+    directory = save_adapter(adapted, tmp_path)
+    with torch.inference_mode():
+        act(adapted, directory)
+    freeze_non_lora_params(adapted)
+    adapted.train()(ids).square().sum().backward()
+    for layer in lora_layers(adapted):
+        assert layer.lora_B.grad is not None and not layer.original.weight.is_inference()
+
+
+def test_merging_for_good_under_inference_mode_trains_later(adapted, ids):
+    with torch.inference_mode():
+        unload_lora(adapted)
+    adapted.requires_grad_().train()(ids).sum().backward()
+    assert adapted.blocks[0].attention.W_q.weight.grad is not None
+
+
+def test_a_home_directory_may_be_written_short(adapted, ids, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_adapter(adapted, "~/mine")
+    assert (tmp_path / "mine" / WEIGHTS_FILE).is_file()
+    assert torch.equal(load_adapter(plain(), "~/mine")(ids), adapted(ids))
