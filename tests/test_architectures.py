@@ -26,7 +26,15 @@ ARCHITECTURES = USUAL | dict(
     pegasus=QV, persimmon=["query_key_value"], phi3=["qkv_proj"], qwen3_moe=QV, smollm3=QV,
     starcoder2=QV, umt5=["q", "v"], whisper=QV, xglm=QV,
 )  # fmt: skip
-NAMES = ["albert", "bart", "bert", "big_bird", "biogpt", "blenderbot", "bloom", "camembert", "codegen", "cohere2", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "exaone4", "flaubert", "fnet", "gemma", "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "granite", "helium", "llama", "marian", "mbart", "mistral", "mixtral", "mobilebert", "modernbert", "mpt", "mt5", "nystromformer", "olmo2", "olmoe", "opt", "pegasus", "persimmon", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "roberta", "rwkv", "smollm3", "stablelm", "starcoder2", "t5", "umt5", "whisper", "xglm", "xlm-roberta"]
+NAMES = [
+    "albert", "bart", "bert", "big_bird", "biogpt", "blenderbot", "bloom", "camembert", "codegen",
+    "cohere2", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "exaone4",
+    "flaubert", "fnet", "gemma", "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_bigcode", "gpt_neox",
+    "gptj", "granite", "helium", "llama", "marian", "mbart", "mistral", "mixtral", "mobilebert",
+    "modernbert", "mpt", "mt5", "nystromformer", "olmo2", "olmoe", "opt", "pegasus", "persimmon",
+    "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "roberta", "rwkv", "smollm3", "stablelm",
+    "starcoder2", "t5", "umt5", "whisper", "xglm", "xlm-roberta"
+]  # fmt: skip
 # On all linear layers PEFT is without effect on one whose weight is read, and turns those of
 # experts into parameters of its own (see save_adapter).
 OTHERWISE_IN_PEFT = ("mobilebert", "mixtral", "olmoe", "qwen3_moe")
