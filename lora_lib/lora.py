@@ -51,10 +51,9 @@ class LoRALinear(nn.Module):
         self.rank, self.alpha, self.use_rslora = int(rank), float(alpha), use_rslora
         self.dropout = nn.Dropout(float(dropout)) if dropout else nn.Identity()
         self.enabled = True  # see adapter_disabled
-        double = original_linear.weight.dtype == torch.float64
-        like = dict(
-            device=original_linear.weight.device, dtype=torch.float64 if double else torch.float32
-        )
+        W = original_linear.weight
+        double = W.dtype == torch.float64
+        like = dict(device=W.device, dtype=torch.float64 if double else torch.float32)
         self.lora_A = nn.Parameter(torch.empty(self.rank, self.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, self.rank, **like))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # U(±1/√d_in), as loralib and PEFT
@@ -71,11 +70,14 @@ class LoRALinear(nn.Module):
     @property
     def scaling(self) -> float:
         """s = alpha / r (√r with rsLoRA). Set it, or alpha, to turn the adapter up or down."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+        return self.alpha / self._divisor()
 
     @scaling.setter
     def scaling(self, scaling: float) -> None:
-        self.alpha *= scaling / self.scaling if self.alpha else 0.0
+        self.alpha = scaling * self._divisor()
+
+    def _divisor(self) -> float:
+        return math.sqrt(self.rank) if self.use_rslora else self.rank
 
     def forward(self, *args, **kwargs) -> Tensor:
         """What `original` takes and gives: for an nn.Linear x (…, d_in) → (…, d_out).

@@ -10,8 +10,11 @@ import threading
 import pytest
 import tiny_models
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -249,6 +252,28 @@ def test_gradients_are_those_of_a_plain_step(name, way, set_factors):
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["masked", "tied autoencoder", "encoder layer", "input hook"])
+def test_a_sharded_model_trains_as_a_whole_one(name, set_factors):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        gradients = []
+        for shard in (lambda model: model, lambda model: fully_shard(model, mesh=mesh())):
+            model, x, targets = make(name)
+            freeze_non_lora_params(set_factors(add_lora_to_model(model, 4, 8.0, targets)[0]))
+            run(shard(model), x).square().mean().backward()
+            gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b.full_tensor())
+        with pytest.raises(TypeError, match="sharded weight"):
+            merge_lora_weights(model)
+    finally:
+        dist.destroy_process_group()
+
+
+def mesh():
+    return init_device_mesh("cpu", (1,))
 
 
 @pytest.mark.parametrize("name", ["masked", "router"])
