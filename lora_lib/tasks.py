@@ -24,14 +24,13 @@ def same_town_pairs(script: str, split: str, limit: int | None = None) -> list[N
     A wrong pair takes the spelling of another town of the split whose Latin name starts with the
     same letter and whose spelling is of similar length (two characters more or less).
     """
-    pairs = load_pairs(script, split)[:limit]
-    spellings = load_spellings(script, split)
+    pairs, spellings = load_pairs(script, split), load_spellings(script, split)
     rng = random.Random(stable_hash(f"{script} {split}"))
     by_letter = defaultdict(list)
-    for latin, target in load_pairs(script, split):
+    for latin, target in pairs:
         by_letter[latin[0]].append(target)
     result = []
-    for latin, target in pairs:
+    for latin, target in pairs[:limit]:
         wrong = [
             other
             for other in by_letter[latin[0]]
@@ -45,15 +44,15 @@ def same_town_pairs(script: str, split: str, limit: int | None = None) -> list[N
 class TokenDataset(Dataset):
     """Sequences of equal or unequal length with labels.
 
-    An item is a dict with `input_ids` (T,), and `label` (); `collate` pads on the right and adds
-    `attention_mask`.
+    An item is a dict with `input_ids` (T,) and `label` (); `collate` pads on the right and adds
+    `attention_mask`. Raises ValueError if there is nothing, or not one label for each sequence.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], labels: Sequence[int]):
         if not 0 < len(sequences) == len(labels):
             raise ValueError(
-                f"{len(sequences)} sequences and {len(labels)} labels were given; there must be as "
-                "many of one as of the other, and at least one"
+                f"{len(sequences)} sequences and {len(labels)} labels were given; a dataset needs "
+                "as many of one as of the other, and at least one"
             )
         self.sequences = [torch.as_tensor(s) for s in sequences]
         self.labels = torch.as_tensor(labels)

@@ -57,8 +57,8 @@ class Tokenizer:
         """
         if script not in (None, SECOND_SCRIPT):
             raise ValueError(
-                f"script is {script!r}, and only {SECOND_SCRIPT!r} has a tag: without one the base "
-                "writes Cyrillic, and a model with an adapter the adapter's script"
+                f"script is {script!r}, but only {SECOND_SCRIPT!r} has a tag; leave it out, and "
+                "the base writes Cyrillic, a model with an adapter the script of the adapter"
             )
         tag = [] if script is None else [self.ARABIC]
         return [self.BOS, *self.encode(latin), self.SEP, *tag]

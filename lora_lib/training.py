@@ -47,22 +47,25 @@ def training_steps(
     loss_function: Callable[[nn.Module, object], Tensor] = language_model_loss,
     max_norm: float = math.inf,
 ) -> Iterator[float]:
-    """The loop: takes one step for each batch and gives its loss, before the next one is taken.
+    """The loop: one step of the optimizer for each batch. Yields the loss of each step, so that
+    you may look at the model, or change the learning rate, before the next one.
 
-    Gradients are clipped to norm `max_norm`. The model stays in the mode it is in. Warns of
-    parameters that should train and get no gradient.
+    Gradients are clipped to norm `max_norm`; the model stays in the mode it is in. Warns of
+    parameters with requires_grad that got no gradient in the first step.
 
     Raises ValueError if there are no batches, or no gradient at all; FloatingPointError if the
     loss is not finite, with the weights as after the step before.
     """
-    held, lr = [p for g in optimizer.param_groups for p in g["params"]], optimizer.defaults["lr"]
+    held = [p for group in optimizer.param_groups for p in group["params"]]
     step = 0
     for step, batch in enumerate(batches, start=1):
         loss = loss_function(model, batch)
-        if not math.isfinite(loss.item()):
+        value = loss.item()
+        if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss is {loss.item()} at step {step} (learning rate {lr}); lower the learning "
-                "rate or the scaling alpha / rank, and start again from a fresh model"
+                f"the loss is {value} at step {step} (learning rate {optimizer.defaults['lr']}); "
+                "lower the learning rate or the scaling alpha / rank, and start again from a fresh "
+                "model"
             )
         optimizer.zero_grad()
         if loss.requires_grad:
@@ -72,7 +75,7 @@ def training_steps(
         if max_norm < math.inf:
             nn.utils.clip_grad_norm_(held, max_norm)
         optimizer.step()
-        yield loss.item()
+        yield value
     if step == 0:
         raise ValueError("there are no batches to train on; give at least one")
 
@@ -81,9 +84,9 @@ def _check_gradients(model: nn.Module) -> None:
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     missed = [name for name, p in trainable.items() if p.grad is None]
     message = (
-        f"{len(missed)} of {len(trainable)} trainable parameters got no gradient and will not "
-        f"train ({', '.join(missed[:3])}, …): freeze what the loss does not need; with gradient "
-        "checkpointing use its form use_reentrant=False"
+        f"{len(missed)} of {len(trainable)} trainable parameters got no gradient in the first "
+        f"step ({', '.join(missed[:3])}, …): freeze what the loss does not need; with gradient "
+        "checkpointing, use its form use_reentrant=False"
     )
     if len(missed) == len(trainable):
         raise ValueError(message)
@@ -116,10 +119,9 @@ def adamw(parameters: list[nn.Parameter], lr: float) -> Optimizer:
     return AdamW(parameters, lr, weight_decay=0.01, fused=True)
 
 
-def warm_up_then_decay(step: int, steps: int, warm_up: float = 0.1) -> float:
-    """Share of the peak learning rate: up in a straight line, then down to zero."""
-    position = (step + 1) / steps
-    return min(1.0, position / warm_up, (1 - step / steps) / (1 - warm_up))
+def warm_up_then_decay(step: int, steps: int) -> float:
+    """Share of the peak learning rate: straight up over a tenth of the steps, then down to zero."""
+    return min(1.0, (step + 1) / steps / 0.1, (1 - step / steps) / 0.9)
 
 
 def fit(
