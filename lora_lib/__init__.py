@@ -1,4 +1,5 @@
-"""LoRA from scratch: the library of the course. Start with lora_lib/lora.py."""
+"""LoRA from scratch, in a small library. Read it in this order: lora, targets, checks, adapters;
+model, pretrained; names, tokens, tasks, training; rank."""
 
 from lora_lib.adapters import load_adapter, save_adapter
 from lora_lib.injection import (

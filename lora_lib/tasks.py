@@ -24,14 +24,13 @@ def same_town_pairs(script: str, split: str, limit: int | None = None) -> list[N
     A wrong pair takes the spelling of another town of the split whose Latin name starts with the
     same letter and whose spelling is of similar length (two characters more or less).
     """
-    pairs = load_pairs(script, split)[:limit]
-    spellings = load_spellings(script, split)
+    pairs, spellings = load_pairs(script, split), load_spellings(script, split)
     rng = random.Random(stable_hash(f"{script} {split}"))
     by_letter = defaultdict(list)
-    for latin, target in load_pairs(script, split):
+    for latin, target in pairs:
         by_letter[latin[0]].append(target)
     result = []
-    for latin, target in pairs:
+    for latin, target in pairs[:limit]:
         wrong = [
             other
             for other in by_letter[latin[0]]
@@ -45,13 +44,16 @@ def same_town_pairs(script: str, split: str, limit: int | None = None) -> list[N
 class TokenDataset(Dataset):
     """Sequences of equal or unequal length with labels.
 
-    An item is a dict with `input_ids` (T,), and `label` (); `collate` pads on the right and adds
-    `attention_mask`.
+    An item is a dict with `input_ids` (T,) and `label` (); `collate` pads on the right and adds
+    `attention_mask`. Raises ValueError if there is nothing, or not one label for each sequence.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], labels: Sequence[int]):
-        if len(sequences) != len(labels):
-            raise ValueError(f"{len(sequences)} sequences but {len(labels)} labels were given")
+        if not 0 < len(sequences) == len(labels):
+            raise ValueError(
+                f"{len(sequences)} sequences and {len(labels)} labels were given; a dataset needs "
+                "as many of one as of the other, and at least one"
+            )
         self.sequences = [torch.as_tensor(s) for s in sequences]
         self.labels = torch.as_tensor(labels)
 
@@ -106,7 +108,10 @@ def create_synthetic_data(
 
 
 class SyntheticDataset(TokenDataset):
-    """The synthetic task as a dataset; items `input_ids` (T,) and `label` ()."""
+    """What create_synthetic_data returns, or a list of (tokens, label), as a dataset; items
+    `input_ids` (T,) and `label` ()."""
 
-    def __init__(self, num_samples: int, vocab_size: int, seq_len: int, num_classes: int = 2):
-        super().__init__(*create_synthetic_data(num_samples, vocab_size, seq_len, num_classes))
+    def __init__(self, data: tuple[torch.Tensor, torch.Tensor] | list[tuple[Sequence[int], int]]):
+        if isinstance(data, list):
+            data = [tokens for tokens, _ in data], [label for _, label in data]
+        super().__init__(*data)
