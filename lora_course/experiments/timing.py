@@ -292,8 +292,8 @@ def measure(case: Case, device: torch.device, seconds: float, at_least: int = 9)
 
 
 def free_memory(device: torch.device) -> None:
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 
@@ -376,11 +376,12 @@ def load_timing(path: Path = TABLE) -> pd.DataFrame:
 
 def ratio(table: pd.DataFrame, method: str) -> pd.Series:
     """Every row's step time over that of `method` in the same case: the median of the ratios within
-    one round. Not a number where `method` was not timed."""
-    others = table[table["method"] == method].set_index(CASE)["ms"].rename("other_ms")
-    pairs = table.join(others, on=CASE)
+    one round. Not a number where the two did not take turns."""
+    turns = table[~table["method"].isin(FULL)]  # those are measured alone
+    others = turns[turns["method"] == method].set_index(CASE)["ms"].rename("other_ms")
+    pairs = turns.join(others, on=CASE)
     ratios = [np.median(a / b) for a, b in zip(pairs["ms"], pairs["other_ms"], strict=True)]
-    return pd.Series(ratios, table.index)
+    return pd.Series(ratios, turns.index).reindex(table.index)
 
 
 def this_run(device: torch.device) -> dict:
