@@ -381,8 +381,8 @@ def step_times(
     widths: Sequence[int],
     decoder: Mapping[str, tuple[float, float]],
 ):
-    """Step times over full fine-tuning's, against the width: `panels` gives {contestant: ratios} by
-    title. And the step of a large decoder, {contestant: (milliseconds, GB at the peak)}, as bars.
+    """Step times over full fine-tuning's, against the width: `panels` gives {method: ratios} by
+    title. And the step of a large decoder, {method: (milliseconds, GB at the peak)}, as bars.
     """
     fig, axes = figure(len(panels), rows=2, height=2 * NORMAL)
     for ax in axes[1]:

@@ -298,6 +298,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def cases(device: torch.device) -> list[Case]:
+    """All that is timed on a device but `LARGE`."""
     on_gpu = device.type == "cuda"
     stacks = [
         Case("projections", width, 1 if width > 1024 else 4, 16 if on_gpu else 1, dtype=dtype)
