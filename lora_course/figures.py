@@ -364,8 +364,8 @@ def parameters_by_target(counts: Mapping[tuple[str, int], int], total: int):
 
 # --- going deeper: speed -------------------------------------------------------------------------
 
-# Every way to compute LoRA is a blue.
-CONTESTANTS = {
+# What is timed (lora_course.experiments.timing); every way to compute LoRA is a blue.
+TIMED = {
     "lora_lib": LORA,
     "lora_lib, fused": BLUES[4],
     "PEFT": BLUES[1],
@@ -381,8 +381,8 @@ def step_times(
     widths: Sequence[int],
     decoder: Mapping[str, tuple[float, float]],
 ):
-    """Step times over full fine-tuning's, against the width: `panels` gives {contestant: ratios} by
-    title. And the step of a large decoder, {contestant: (milliseconds, GB at the peak)}, as bars.
+    """Step times over full fine-tuning's, against the width: `panels` gives {method: ratios} by
+    title. And the step of a large decoder, {method: (milliseconds, GB at the peak)}, as bars.
     """
     fig, axes = figure(len(panels), rows=2, height=2 * NORMAL)
     for ax in axes[1]:
@@ -391,7 +391,7 @@ def step_times(
     for ax, (title, ratios) in zip(axes[0], panels.items(), strict=True):
         for name, values in ratios.items():
             order = 3 if name == "lora_lib" else 2  # where lines coincide, the course's own is seen
-            line(ax, widths, values, CONTESTANTS[name], name, zorder=order)
+            line(ax, widths, values, TIMED[name], name, zorder=order)
         ax.axhline(1, color=FULL, ls="--", label="full")
         ax.axhline(2 / 3, color=BLACK, ls=":", label="2/3 of full: the floor in FLOPs")
         ax.set_xscale("log", base=2)
@@ -400,7 +400,7 @@ def step_times(
         mark_recorded(ax)
     axes[0, 0].set_ylabel("step time, full = 1")
     for name, (ms, gb) in decoder.items():
-        color = CONTESTANTS[name]
+        color = TIMED[name]
         bar = wide.barh(name, ms, color=color, hatch=MARKS[color][1])
         wide.bar_label(bar, [f"{ms:.0f} ms, {gb:.0f} GB"], padding=3, fontsize=12)
     longest = max(ms for ms, _ in decoder.values())

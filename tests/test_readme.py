@@ -77,7 +77,7 @@ def test_commands_exist():
     targets = set(re.findall(r"(?:`|^)make (\w+)", README, re.MULTILINE))
     assert targets == set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
     modules = re.findall(r"python -m lora_course\.(\S+?)`", README)
-    assert len(modules) == 9
+    assert len(modules) == 8
     for module in modules:
         assert (ROOT / "lora_course" / f"{module.replace('.', '/')}.py").exists(), module
 

@@ -3,11 +3,11 @@
     torchrun --standalone --nproc-per-node 2 --local-ranks-filter 0 \\
         -m lora_course.experiments.distributed
 
-The training loop is the course's own `fit`, as it is. In the default mode every process holds the
-whole model and only the factors' gradients are exchanged (DistributedDataParallel, DDP). With
-`--sharded` every process holds a part of every weight (FSDP2, `fully_shard`), for a model that is
-too large for one device. Started with plain `python -m`, the same training runs in one process.
-Process 0 prints a report as JSON and, given `--out`, saves the adapter there.
+The training loop is the course's own `fit`. Every process holds the whole model, and only the
+factors' gradients are exchanged (DistributedDataParallel, DDP); with `--sharded` every process
+holds a part of every weight (FSDP2, `fully_shard`). Started with plain `python -m`, the same
+training runs in one process. Process 0 prints a report as JSON and, given `--out`, saves the
+adapter there.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from torch.utils._pytree import tree_leaves
 
 from lora_lib.adapters import save_adapter
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
-from lora_lib.lora import count_parameters
 from lora_lib.model import SmallTransformer
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained
@@ -37,10 +36,8 @@ from lora_lib.training import fit, language_model_loss
 
 
 def lora_model() -> tuple[SmallTransformer, Tokenizer]:
-    """The course's base with LoRA on all linear layers, the same in every process.
-
-    Without dropout: every process would draw masks of its own, and losses could not be compared.
-    """
+    """The course's base with LoRA on all linear layers, the same in every process; without dropout,
+    for which every process would draw masks of its own."""
     model, tokenizer = load_pretrained(dropout=0.0)
     torch.manual_seed(0)  # A is random
     add_lora_to_model(model, rank=8, target_modules="all-linear")
@@ -49,25 +46,17 @@ def lora_model() -> tuple[SmallTransformer, Tokenizer]:
 
 
 def rows_of_this_process(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Every batch is the same in all processes; each takes its rows of it.
-
-    A batch with fewer rows than processes is skipped by all: the mean loss of no rows is not a
-    number, and nor would be everybody's gradients.
-    """
-    processes = dist.get_world_size()
-    mine = slice(dist.get_rank(), None, processes)
-    for batch in batches:
-        if len(batch.input_ids) >= processes:
-            yield Batch(batch.input_ids[mine], batch.labels[mine])
+    """Every batch is the same in all processes; each takes its rows of it. All skip a batch with
+    fewer rows than processes: the mean loss of no rows is not a number."""
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    for ids, labels in batches:
+        if len(ids) >= processes:
+            yield Batch(ids[rank::processes], labels[rank::processes])
 
 
 def loss_of_all_rows(model: nn.Module, batch: Batch) -> Tensor:
     """`language_model_loss`, weighted so that its mean over the processes is the mean over all
-    labelled positions.
-
-    Averaging the plain losses is wrong where processes have different numbers of labels: a label
-    in a short row would count for more.
-    """
+    labelled positions. In a plain mean, labels of a process that has few would count for more."""
     mine = (batch.labels != IGNORE).sum().to(next(model.parameters()).device)
     everyone = mine.clone()
     dist.all_reduce(everyone)
@@ -75,10 +64,8 @@ def loss_of_all_rows(model: nn.Module, batch: Batch) -> Tensor:
 
 
 class WireBytes(TorchDispatchMode):
-    """Counts the bytes that a process hands to collective operations, by operation.
-
-    A gathered or reduced tensor counts at its full size.
-    """
+    """Counts the bytes that a process hands to collective operations, by operation; a gathered or
+    reduced tensor at its full size."""
 
     def __init__(self):
         super().__init__()
@@ -105,12 +92,10 @@ def save(model: nn.Module, directory: Path) -> None:
     if isinstance(model, DistributedDataParallel):
         whole = model.module
     else:
-        options = StateDictOptions(
-            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
-        )
-        factors = get_model_state_dict(model, options=options)  # empty but in process 0
-        whole, _ = lora_model()
-        whole.load_state_dict(factors, strict=False)
+        options = dict(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        factors = get_model_state_dict(model, options=StateDictOptions(**options))
+        whole = lora_model()[0]
+        whole.load_state_dict(factors, strict=False)  # in process 0; the others hold none
     if dist.get_rank() == 0:
         save_adapter(whole, directory)
 
@@ -118,8 +103,8 @@ def save(model: nn.Module, directory: Path) -> None:
 def train(sharded: bool, steps: int, batch_size: int, out: Path | None = None) -> dict:
     """Train in this process and the others of the group; `batch_size` is that of all together.
 
-    Returns the losses of all rows, the bytes handed to collectives in a step, and the bytes of the
-    factors' gradients. Raises ValueError if a batch would have fewer rows than there are processes.
+    Returns the losses of all rows, and the bytes that this process hands to collectives in a step.
+    Raises ValueError if a batch would have fewer rows than there are processes.
     """
     processes = dist.get_world_size()
     if batch_size < processes:
@@ -128,30 +113,19 @@ def train(sharded: bool, steps: int, batch_size: int, out: Path | None = None) -
             f"a row of its own; give at least {processes}"
         )
     model, tokenizer = lora_model()
-    trainable = count_parameters(model, only_trainable=True)
     if torch.cuda.is_available():
         model.to(torch.device("cuda", torch.cuda.current_device()))
     model = shard(model) if sharded else DistributedDataParallel(model)
     examples = pair_examples(load_pairs("georgian", "train"), tokenizer)
-    batches = batches_by_length(examples, batch_size, seed=0)
+    mine = rows_of_this_process(batches_by_length(examples, batch_size, seed=0))
     with WireBytes() as wire:
-        losses = fit(
-            model,
-            rows_of_this_process(batches),
-            steps,
-            lr=5e-3,
-            loss_function=loss_of_all_rows,
-        )
+        losses = fit(model, mine, steps, lr=5e-3, loss_function=loss_of_all_rows)
     losses = torch.tensor(losses, device=next(model.parameters()).device)
     dist.all_reduce(losses)
     if out:
         save(model, out)
-    return {
-        "processes": processes,
-        "losses": (losses / processes).tolist(),
-        "wire_bytes_per_step": {name: n / steps for name, n in wire.bytes.items()},
-        "gradient_bytes": 4 * trainable,
-    }
+    sent = {name: n / steps for name, n in wire.bytes.items()}
+    return {"losses": (losses / processes).tolist(), "wire_bytes_per_step": sent}
 
 
 def main() -> None:
@@ -167,7 +141,7 @@ def main() -> None:
         dist.init_process_group()
     else:  # alone: a group of one
         dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
-    report = train(arguments.sharded, arguments.steps, arguments.batch_size, arguments.out)
+    report = train(**vars(arguments))
     if dist.get_rank() == 0:
         print(json.dumps(report))
     dist.destroy_process_group()

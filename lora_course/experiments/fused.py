@@ -3,8 +3,10 @@
 `LoRALinear` writes the low-rank path as plain PyTorch. Autograd then reads x once for every layer
 and writes every sum of two results on its own. Here x meets the stacked A's of its layers once, and
 every sum happens inside a matrix product (`addmm`). What that earns is measured by
-`lora_course.experiments.benchmark`; what it costs is a layer that is harder to read.
+`lora_course.experiments.timing`; what it costs is a layer that is harder to read.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +46,8 @@ class AdaptedProducts(torch.autograd.Function):
 
 
 class SharedInput:
-    """LoRA layers that are called one after the other with the same x.
-
-    The first call computes the outputs of all; the others fetch theirs. Layers must have no bias,
-    no dropout and one scaling.
-    """
+    """LoRA layers that are called one after the other with the same x: the first call computes the
+    outputs of all, the others fetch theirs."""
 
     def __init__(self, layers: list[LoRALinear]):
         self.layers = layers
@@ -68,7 +67,7 @@ class SharedInput:
             x.flatten(0, -2),
             torch.cat([layer.lora_A for layer in self.layers]).to(x.dtype),
             self.layers[0].scaling,
-            *(layer.weight for layer in self.layers),
+            *(layer.original.weight for layer in self.layers),
             *(layer.lora_B.to(x.dtype) for layer in self.layers),
         )
         return [y.unflatten(0, x.shape[:-1]) for y in outputs]
@@ -78,23 +77,13 @@ def share_inputs(model: nn.Module) -> nn.Module:
     """Let every LoRA layer of `model` compute as above: q, k and v together, gate and up together,
     the others alone. In place.
 
-    Raises ValueError if a layer has a bias or dropout, is merged, or is scaled unlike the others
-    that read the same input.
+    It takes what the timing gives it, layers of one scaling without bias and dropout, and checks
+    nothing: that outputs and gradients agree with those of `LoRALinear` is checked there.
     """
-    for parent in list(model.modules()):
+    for parent in model.modules():
         layers = {n: m for n, m in parent.named_children() if isinstance(m, LoRALinear)}
-        groups = [g for g in SHARED_INPUTS if set(g) <= set(layers)]
-        groups += [(name,) for name in layers if not any(name in g for g in groups)]
-        for group in groups:
-            _compute_together([layers[name] for name in group])
+        for group in {next((g for g in SHARED_INPUTS if n in g), (n,)) for n in layers}:
+            shared = SharedInput([layers[name] for name in group])
+            for layer in shared.layers:
+                layer.forward = partial(shared.output_of, layer)
     return model
-
-
-def _compute_together(layers: list[LoRALinear]) -> None:
-    if any(layer.bias is not None or isinstance(layer.dropout, nn.Dropout) for layer in layers):
-        raise ValueError("share_inputs takes layers without bias and without dropout")
-    if any(layer.merged or layer.scaling != layers[0].scaling for layer in layers):
-        raise ValueError("share_inputs takes layers that are not merged and have one scaling")
-    shared = SharedInput(layers)
-    for layer in layers:
-        layer.forward = lambda x, layer=layer: shared.output_of(layer, x)

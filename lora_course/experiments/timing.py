@@ -1,0 +1,419 @@
+"""What a LoRA step costs, beside its rivals: `python -m lora_course.experiments.timing`.
+
+Every case is one model and one input. In one process, several methods get the same weights, the
+same input and the same values in their factors; that their outputs and gradients agree is checked
+first. Then they take turns at whole training steps, optimizer included. As soon as a case is
+measured, its rows in the table of results are replaced.
+
+On a GPU, minutes. On a CPU it uses one thread and counts CPU time, so that what else the machine
+does matters little; a quarter of an hour and more. With `--seven-b` instead: LoRA on the shape of
+Llama-2-7B, and full fine-tuning of the deepest model of that width that fits into memory; minutes
+on a GPU of 80 GB. The rivals come with the extra `test`: `pip install -e .[test]`.
+"""
+
+import argparse
+import gc
+import os
+import random
+import time
+from collections import Counter
+from dataclasses import asdict, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from lora_course.experiments.provenance import provenance
+from lora_course.experiments.timed_models import (
+    SEVEN_B,
+    Case,
+    Pass,
+    build,
+    factors,
+    forward_pass,
+    make,
+    methods,
+)
+from lora_lib.lora import count_parameters
+
+TABLE = Path(__file__).parent / "results" / "timing.csv"
+CASE = ["processor", *(field.name for field in fields(Case))]  # columns that tell a case
+WIDTHS = (4096, 2048, 1024, 512, 256, 128)
+
+
+# --- a step, and whether two methods compute the same --------------------------------------------
+
+
+class Step:
+    """A model, its optimizer and its input; calling it makes one whole training step, or in
+    inference one forward pass."""
+
+    def __init__(self, model: nn.Module, case: Case, run: Pass):
+        self.model, self.case, self.run = model, case, run
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = None
+        if self.parameters and case.mode != "inference":
+            self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, fused=True)
+
+    def __call__(self) -> None:
+        if self.case.mode == "inference":
+            with torch.inference_mode():
+                self.run(self.model)
+            return
+        self.clear_gradients()
+        torch.autograd.backward(*self.run(self.model))
+        if self.optimizer:
+            self.optimizer.step()
+
+    def clear_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def output_and_gradients(self) -> dict[str, Tensor]:
+        """The output, and the gradient of every factor by its name; without dropout."""
+        self.clear_gradients()
+        # Checkpointing works in train mode only; compiled code would be compiled once more.
+        self.model.train(self.case.mode in ("checkpointed", "compiled"))
+        output, gradient = self.run(self.model)
+        torch.autograd.backward(output, gradient)
+        found = {"output": output.detach()}
+        for path, (A, B) in factors(self.model).items():
+            found |= {f"{path}.A": A.grad, f"{path}.B": B.grad}
+        self.clear_gradients()
+        self.model.train()
+        return found
+
+
+# Rounding only: a scaling that is wrong by a factor of 2 gives 0.5 and more.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+
+
+def relative_difference(
+    found: dict[str, Tensor], reference: dict[str, Tensor], names: list[str]
+) -> float:
+    """‖found − reference‖ / ‖reference‖ over the tensors of these names together, in float32."""
+    here, there = (torch.cat([d[n].float().flatten() for n in names]) for d in (found, reference))
+    return ((here - there).norm() / there.norm()).item()
+
+
+def differences(step: Step, reference: dict[str, Tensor]) -> dict[str, float]:
+    """How far the output, and the gradients of all factors, are from the reference's.
+
+    Raises ValueError if that is more than rounding; times are then not to be compared.
+    """
+    found = step.output_and_gradients()
+    if found.keys() != reference.keys():
+        raise ValueError(f"other layers are adapted: {found.keys() ^ reference.keys()}")
+    output, *gradients = found
+    result = {
+        "output_difference": relative_difference(found, reference, [output]),
+        "gradient_difference": relative_difference(found, reference, gradients),
+    }
+    limit = TOLERANCE[step.case.dtype]
+    if not all(value <= limit for value in result.values()):
+        raise ValueError(f"{result}, at most {limit} is rounding: {step.case}")
+    return result
+
+
+# --- what is measured ----------------------------------------------------------------------------
+
+
+def resident_bytes(step: Step) -> int:
+    """Weights and optimizer state: what stays between two steps."""
+    tensors = list(step.model.parameters())
+    if step.optimizer:
+        tensors += [t for state in step.optimizer.state.values() for t in state.values()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def step_bytes(step: Step, device: torch.device) -> int:
+    """The most that a step holds beyond that: activations, gradients, intermediate results."""
+    step.clear_gradients()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()
+    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return int(np.cumsum(changes).max())  # bytes are negative where memory is freed
+
+
+def saved_bytes(step: Step) -> int:
+    """Activations that the forward pass keeps for the backward pass, each storage once.
+
+    Parameters are not counted; factors cast to the base's dtype are.
+    """
+    parameters = {p.untyped_storage().data_ptr() for p in step.model.parameters()}
+    saved = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = storage.nbytes()
+        # Not the tensor itself: a node that saves its own output would then hold itself, and the
+        # whole graph would stay in memory.
+        return tensor.detach()
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        output, _ = step.run(step.model)
+    del output
+    return sum(saved.values())
+
+
+def sizes(step: Step, device: torch.device) -> dict[str, int]:
+    """All that is measured of a step but its time: parameters, bytes, and the floating point
+    operations of matrix products and attention."""
+    found = {"trainable": count_parameters(step.model, only_trainable=True)}
+    for _ in range(2):
+        step()  # the optimizer makes its state; a compiler its code
+    if step.case.mode != "inference":
+        found |= {"resident_bytes": resident_bytes(step), "step_bytes": step_bytes(step, device)}
+    if step.case.mode == "train":
+        with FlopCounterMode(display=False) as counter:
+            step()
+        found |= {"saved_bytes": saved_bytes(step), "flops": counter.get_total_flops()}
+    step.clear_gradients()
+    return found
+
+
+def milliseconds(step: Step, device: torch.device) -> float:
+    """One step: on a GPU by its own clock, on a CPU in CPU time."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        step()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end)
+    start = time.process_time()
+    step()
+    return 1000 * (time.process_time() - start)
+
+
+def take_turns(
+    steps: dict[str, Step], device: torch.device, seconds: float, at_least: int = 9
+) -> dict[str, list[float]]:
+    """Milliseconds of single steps, one of every method a round, in an order that changes."""
+    times: dict[str, list[float]] = {method: [] for method in steps}
+    order, shuffle = list(steps), random.Random(0).shuffle
+    start, rounds = time.monotonic(), 0
+    gc.collect()
+    while rounds < at_least or (rounds < 50 and time.monotonic() - start < seconds):
+        shuffle(order)
+        for method in order:
+            times[method].append(milliseconds(steps[method], device))
+        rounds += 1
+    return times
+
+
+KINDS = (  # of operations
+    "products with W",
+    "products with A or B",
+    "attention",
+    "sums",
+    "casts and copies",
+    "optimizer",
+    "norms, activations and the rest",
+)
+
+
+def profile_step(step: Step, device: torch.device) -> dict[str, float]:
+    """Milliseconds of one step by kind of operation."""
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
+        step()
+    spent: Counter = Counter()
+    for event in profiler.key_averages(group_by_input_shape=True):
+        if event.device_type == torch.autograd.DeviceType.CPU and event.key.startswith("aten::"):
+            us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            spent[_kind(event.key, event.input_shapes, step.case.rank)] += us / 1000
+    return dict(spent)
+
+
+def _kind(name: str, shapes: list, rank: int) -> str:
+    if "attention" in name:
+        return "attention"
+    if "adamw" in name:
+        return "optimizer"
+    if name.removeprefix("aten::") in ("mm", "addmm", "bmm", "linear", "matmul"):
+        thin = {rank * n for n in (1, 2, 3)}  # one layer's factor, or those of 2 or 3 layers
+        is_thin = any(set(shape) & thin for shape in shapes)
+        return "products with A or B" if is_thin else "products with W"
+    if name in ("aten::copy_", "aten::to", "aten::_to_copy"):
+        return "casts and copies"
+    return "sums" if name in ("aten::add", "aten::add_") else "norms, activations and the rest"
+
+
+# --- a case --------------------------------------------------------------------------------------
+
+
+def measure(case: Case, device: torch.device, seconds: float, at_least: int = 9) -> list[dict]:
+    """A row for every method of a case; of one that needs too much memory, its row says so.
+
+    They take turns for so many seconds, and at least so many rounds. Raises ValueError if two of
+    them do not compute the same.
+    """
+    base, run = build(case, device), forward_pass(case, device)
+    rows, steps, reference = {}, {}, None
+    for method in methods(case):
+        step = None
+        free_memory(device)
+        rows[method] = {**asdict(case), "method": method}
+        try:
+            step = Step(make(method, base, case), case, run)
+            if case.mode != "inference" and factors(step.model):
+                reference = reference or step.output_and_gradients()
+                rows[method] |= differences(step, reference)
+            rows[method] |= sizes(step, device)
+            steps[method] = step
+        except torch.OutOfMemoryError as error:
+            rows[method]["failed"] = repr(error)[:200]
+    step = reference = None
+    free_memory(device)
+    for method, times in take_turns(steps, device, seconds, at_least).items():
+        rows[method]["ms"] = _text(times)
+    if case.model == "decoder" and case.mode == "train" and not case.vocabulary:
+        for method, step in steps.items():
+            rows[method] |= profile_step(step, device)
+    return list(rows.values())
+
+
+def free_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def cases(device: torch.device) -> list[Case]:
+    """All that is timed on a device but `LARGE`."""
+    on_gpu = device.type == "cuda"
+    stacks = [
+        Case("projections", width, 1 if width > 1024 else 4, 16 if on_gpu else 1, dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+        for width in WIDTHS
+        # A processor without bfloat16 products needs a hundred times as long for them.
+        if on_gpu or dtype == "float32" or width <= 256
+    ]
+    course = [Case("course", batch=64, length=0, rank=8, dtype=d) for d in ("float32", "bfloat16")]
+    dropout = [case for case in stacks if case.width in (256, 1024)] + course[:1]
+    inference = [Case("projections", 1024, batch=stacks[0].batch), course[0]]
+    decoder = Case("decoder", width=4096, depth=8, batch=16, dtype="bfloat16")
+    return [
+        *([decoder, replace(decoder, mode="compiled")] if on_gpu else []),
+        *stacks,
+        *course,
+        *(replace(case, dropout=0.1) for case in dropout),
+        *(replace(case, mode="inference") for case in inference),
+    ]
+
+
+# --- seven billion parameters --------------------------------------------------------------------
+
+LARGE = (SEVEN_B, replace(SEVEN_B, mode="checkpointed"))
+
+# How full fine-tuning may keep weights, gradients and Adam's two means. Products are computed in
+# bfloat16 either way.
+FULL = {"full, 16 bytes a parameter": "float32", "full, 8 bytes a parameter": "bfloat16"}
+
+
+def measure_full(case: Case, method: str, device: torch.device, seconds: float) -> list[dict]:
+    """A row for full fine-tuning, checkpointed, of as many of the model's blocks as memory holds.
+
+    Raises RuntimeError if not even one block fits.
+    """
+    for depth in range(case.depth, 0, -1):
+        free_memory(device)
+        smaller = replace(case, depth=depth, dtype=FULL[method], mode="checkpointed")
+        try:
+            model = build(smaller, device).requires_grad_()
+            step = Step(model, smaller, forward_pass(smaller, device))
+            row = {**asdict(smaller), "method": method, **sizes(step, device)}
+            return [row | {"ms": _text(take_turns({method: step}, device, seconds)[method])}]
+        except torch.OutOfMemoryError:
+            model = step = None
+    raise RuntimeError("not even one block fits into this device's memory")
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def _text(times: list[float]) -> str:
+    return " ".join(f"{ms:.4g}" for ms in times)
+
+
+def record(rows: list[dict], facts: dict, path: Path = TABLE) -> None:
+    """Put rows, each with the `facts` of this run, into the table, in place of those of the same
+    case and method."""
+    table = pd.DataFrame(rows).assign(**facts).convert_dtypes()
+    if path.exists():
+        table = pd.concat([pd.read_csv(path, dtype_backend="numpy_nullable"), table])
+    same = [*CASE, "method"]
+    same.remove("depth")  # another GPU may hold a deeper model
+    table.drop_duplicates(same, keep="last").to_csv(path, index=False)
+
+
+def load_timing(path: Path = TABLE) -> pd.DataFrame:
+    """A row for every case and method that was recorded: `ms` holds the milliseconds of its steps,
+    round by round; bytes and flops are those of a step (see `sizes`), KINDS milliseconds."""
+    table = pd.read_csv(path)
+    table["ms"] = table["ms"].map(lambda text: np.array(text.split(), float), na_action="ignore")
+    table["median_ms"] = table["ms"].map(np.median, na_action="ignore").astype(float)
+    table["peak_bytes"] = table["resident_bytes"] + table["step_bytes"]
+    return table
+
+
+def ratio(table: pd.DataFrame, method: str) -> pd.Series:
+    """Every row's step time over that of `method` in the same case: the median of the ratios within
+    one round. Not a number where the two did not take turns."""
+    turns = table[~table["method"].isin(FULL)]  # those are measured alone
+    others = turns[turns["method"] == method].set_index(CASE)["ms"].rename("other_ms")
+    pairs = turns.join(others, on=CASE)
+    ratios = [np.median(a / b) for a, b in zip(pairs["ms"], pairs["other_ms"], strict=True)]
+    return pd.Series(ratios, turns.index).reindex(table.index)
+
+
+def this_run(device: torch.device) -> dict:
+    """Where, when and with what rows are measured."""
+    facts = {"processor": "GPU" if device.type == "cuda" else "CPU"}
+    facts |= provenance("python -m lora_course.experiments.timing", device)
+    facts |= {"threads": torch.get_num_threads()}
+    facts |= {name: version(name) for name in ("peft", "loralib", "transformers")}
+    if device.type == "cuda":
+        facts["device_bytes"] = torch.cuda.get_device_properties(device).total_memory
+    return facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seven-b", action="store_true", help="the shape of Llama-2-7B instead")
+    seven_b = parser.parse_args().seven_b
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls a missing GPU an error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        if seven_b:
+            parser.error("--seven-b needs a GPU, and PyTorch finds none")
+        torch.set_num_threads(1)
+    facts, seconds = this_run(device), 25 if device.type == "cpu" else 10
+    for case in LARGE if seven_b else cases(device):
+        print(case, flush=True)
+        record(measure(case, device, seconds), facts)
+    for method in FULL if seven_b else ():
+        print(method, flush=True)
+        record(measure_full(SEVEN_B, method, device, seconds), facts)
+
+
+if __name__ == "__main__":
+    main()
