@@ -12,13 +12,14 @@ import torch
 from ipywidgets import HTML, FloatSlider, IntSlider, Text, ValueWidget, VBox
 from torch import Tensor, nn
 
+from lora_course.directions import linear_weights
 from lora_course.tables import table_html
 from lora_lib.adapters import load_adapter
 from lora_lib.lora import LoRALinear, add_lora_to_model, unload_lora
 from lora_lib.model import SmallTransformer
 from lora_lib.names import BASE_SCRIPT, is_latin
 from lora_lib.pretrained import adapter_directory, adapter_names, load_pretrained
-from lora_lib.rank import linear_weights, truncated, weight_changes
+from lora_lib.rank import truncated, weight_changes
 from lora_lib.tokens import Tokenizer
 from lora_lib.training import transliterate
 

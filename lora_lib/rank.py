@@ -97,19 +97,10 @@ def truncated(svd: tuple[Tensor, Tensor, Tensor], rank: int) -> Tensor:
     return u[:, :rank] * s[:rank] @ vt[:rank]
 
 
-def linear_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Path → a copy of W (d_out, d_in) for every nn.Linear."""
-    linears = {p: module for p, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return {path: linear.weight.detach().clone() for path, linear in linears.items()}
-
-
 def weight_changes(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
     """Path → ΔW (d_out, d_in) for every nn.Linear that two plain models share."""
-    paths = [path for path, module in before.named_modules() if isinstance(module, nn.Linear)]
-    return {
-        path: (after.get_submodule(path).weight - before.get_submodule(path).weight).detach()
-        for path in paths
-    }
+    linears = [(path, m) for path, m in before.named_modules() if isinstance(m, nn.Linear)]
+    return {path: (after.get_submodule(path).weight - m.weight).detach() for path, m in linears}
 
 
 @torch.no_grad()
@@ -123,56 +114,3 @@ def with_changes_cut(before: nn.Module, after: nn.Module, rank: int) -> nn.Modul
         base = before.get_submodule(path).weight
         cut.get_submodule(path).weight.copy_(base + low_rank_part(change, rank))
     return cut
-
-
-def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Bytes that one training step leaves behind: weights, gradients, optimizer state, and the
-    size of a checkpoint of what was trained. Call it after a step."""
-
-    def size(tensors) -> int:
-        return sum(t.numel() * t.element_size() for t in tensors)
-
-    parameters = list(model.parameters())
-    state = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
-    return {
-        "weights": size(parameters),
-        "gradients": size(p.grad for p in parameters if p.grad is not None),
-        "optimizer state": size(state),
-        "checkpoint": size(p for p in parameters if p.requires_grad),
-    }
-
-
-# --- directions ----------------------------------------------------------------------------------
-
-
-def subspace_similarity(a: Tensor, b: Tensor) -> float:
-    """φ = ‖Uᵀ V‖²_F / min(i, j) for orthonormal columns `a` (d, i) and `b` (d, j): 1 if the smaller
-    space lies in the larger, 0 if they are orthogonal (Hu et al. 2021, §7.2).
-
-    Random spaces give about max(i, j) / d, not 0: hold every φ against that.
-    """
-    return ((a.T @ b).square().sum() / min(a.shape[1], b.shape[1])).item()
-
-
-def nearest_cosines(before: Tensor, after: Tensor, k: int = 10) -> Tensor:
-    """(k,): for each of the k strongest left singular vectors of `after`, its largest |cosine| with
-    one of `before` (the sign of a singular vector is arbitrary). A matrix has as many of them as
-    singular values; those that would complete a basis of ℝᵐ are arbitrary and do not count."""
-    old, new = (
-        torch.linalg.svd(m.detach().double(), full_matrices=False)[0] for m in (before, after)
-    )
-    return (old.T @ new[:, :k]).abs().max(dim=0).values
-
-
-def nearest_cosines_by_chance(width: int, count: int = 2000, seed: int = 0) -> Tensor:
-    """(count,): the same for directions drawn at random in `width` dimensions, the null of the
-    intruder test. Every orthonormal basis gives the same distribution; this is the standard one."""
-    generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(count, width, generator=generator)
-    return vectors.abs().max(dim=1).values / vectors.norm(dim=1)
-
-
-def intruder_dimensions(before: Tensor, after: Tensor, k: int = 10, epsilon: float = 0.3) -> int:
-    """How many of the k strongest left singular vectors of `after` have a cosine below `epsilon`
-    with every one of `before` (Shuttleworth et al. 2024, arXiv 2410.21228)."""
-    return int((nearest_cosines(before, after, k) < epsilon).sum())

@@ -50,8 +50,11 @@ class TokenDataset(Dataset):
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], labels: Sequence[int]):
-        if len(sequences) != len(labels):
-            raise ValueError(f"{len(sequences)} sequences but {len(labels)} labels were given")
+        if not 0 < len(sequences) == len(labels):
+            raise ValueError(
+                f"{len(sequences)} sequences and {len(labels)} labels were given; there must be as "
+                "many of one as of the other, and at least one"
+            )
         self.sequences = [torch.as_tensor(s) for s in sequences]
         self.labels = torch.as_tensor(labels)
 
@@ -106,7 +109,10 @@ def create_synthetic_data(
 
 
 class SyntheticDataset(TokenDataset):
-    """The synthetic task as a dataset; items `input_ids` (T,) and `label` ()."""
+    """What create_synthetic_data returns, or a list of (tokens, label), as a dataset; items
+    `input_ids` (T,) and `label` ()."""
 
-    def __init__(self, num_samples: int, vocab_size: int, seq_len: int, num_classes: int = 2):
-        super().__init__(*create_synthetic_data(num_samples, vocab_size, seq_len, num_classes))
+    def __init__(self, data: tuple[torch.Tensor, torch.Tensor] | list[tuple[Sequence[int], int]]):
+        if isinstance(data, list):
+            data = [tokens for tokens, _ in data], [label for _, label in data]
+        super().__init__(*data)

@@ -2,7 +2,7 @@
 
 import random
 import unicodedata
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -31,10 +31,7 @@ class Tokenizer:
     @classmethod
     def from_names(cls, names: Sequence[str], min_count: int = 5) -> "Tokenizer":
         """Every character that occurs at least `min_count` times, in order of code point."""
-        counts = defaultdict(int)
-        for name in names:
-            for character in nfd(name):
-                counts[character] += 1
+        counts = Counter(character for name in names for character in nfd(name))
         return cls("".join(sorted(c for c, n in counts.items() if n >= min_count)))
 
     def __len__(self) -> int:
@@ -54,8 +51,16 @@ class Tokenizer:
         return unicodedata.normalize("NFC", text)
 
     def prompt(self, latin: str, script: str | None = None) -> list[int]:
-        """What the model continues; `script` adds the tag of that script, if it has one."""
-        tag = [self.ARABIC] if script == SECOND_SCRIPT else []
+        """What the model continues. `script`, None or "arabic", adds that script's tag.
+
+        Raises ValueError for any other script.
+        """
+        if script not in (None, SECOND_SCRIPT):
+            raise ValueError(
+                f"script is {script!r}, and only {SECOND_SCRIPT!r} has a tag: without one the base "
+                "writes Cyrillic, and a model with an adapter the adapter's script"
+            )
+        tag = [] if script is None else [self.ARABIC]
         return [self.BOS, *self.encode(latin), self.SEP, *tag]
 
     def pair(self, latin: str, target: str, script: str | None = None) -> list[int]:
@@ -104,7 +109,12 @@ def name_examples(names: Iterable[str], tokenizer: Tokenizer) -> list[Example]:
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
-    """Pad on the right to the longest sequence; inputs are ids[:-1], labels ids[1:]."""
+    """Pad on the right to the longest sequence; inputs are ids[:-1], labels ids[1:].
+
+    Raises ValueError if there are no examples.
+    """
+    if not examples:
+        raise ValueError("no examples were given; a batch needs at least one")
     longest = max(len(e.ids) for e in examples)
     ids = torch.tensor([e.ids + [Tokenizer.PAD] * (longest - len(e.ids)) for e in examples])
     first = torch.tensor([[e.first_target - 1] for e in examples])
@@ -123,9 +133,11 @@ def batches_by_length(
 
     Every epoch is shuffled; `pool` batches at a time are sorted by length, cut into batches, and
     given out in random order. `pool=1` is plain shuffling.
+
+    Raises ValueError if there are no examples.
     """
     if not examples:
-        raise ValueError("no examples were given; a batch needs at least one")
+        raise ValueError("no examples were given; endless batches need at least one")
     rng = random.Random(seed)
     order = list(range(len(examples)))
     while True:
@@ -138,9 +150,3 @@ def batches_by_length(
             rng.shuffle(cuts)
             for cut in cuts:
                 yield make_batch([examples[i] for i in cut])
-
-
-def padding_fraction(batches: Sequence[Batch]) -> float:
-    """The part of all input positions that is padding."""
-    positions = sum(b.input_ids.numel() for b in batches)
-    return sum((b.input_ids == Tokenizer.PAD).sum().item() for b in batches) / positions

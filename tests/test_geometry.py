@@ -10,6 +10,13 @@ from statistics import mean
 import pytest
 import torch
 
+from lora_course.directions import (
+    intruder_dimensions,
+    linear_weights,
+    nearest_cosines,
+    nearest_cosines_by_chance,
+    subspace_similarity,
+)
 from lora_course.experiments import forgetting as forgetting_experiment
 from lora_course.experiments.change import RESULTS as CHANGE
 from lora_course.experiments.change import attention_k90, load_changes
@@ -26,7 +33,6 @@ from lora_course.experiments.forgetting import (
 from lora_course.experiments.forgetting import RESULTS as FORGETTING
 from lora_course.experiments.geometry import (
     COUNTS,
-    linear_weights,
     load_geometry,
     mean_phi,
     projections,
@@ -36,15 +42,7 @@ from lora_course.experiments.geometry import RESULTS as GEOMETRY
 from lora_course.experiments.questions import SEEDS, method
 from lora_course.experiments.runs import chosen_rate, load_results, rows_of, run_of
 from lora_lib.names import SCRIPTS, load_pairs
-from lora_lib.rank import (
-    intruder_dimensions,
-    k90,
-    nearest_cosines,
-    nearest_cosines_by_chance,
-    noise_like,
-    singular_values,
-    subspace_similarity,
-)
+from lora_lib.rank import k90, noise_like, singular_values
 from lora_lib.tokens import Tokenizer
 from lora_lib.training import fit
 

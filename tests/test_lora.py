@@ -452,7 +452,7 @@ def test_a_merged_state_dict_does_not_load_into_an_unmerged_model(adapted, model
 
 
 def test_merging_a_weight_that_is_tied_is_refused(refuses, set_factors):
-    model = SmallTransformer(20, 24, 2, 1, num_classes=20)
+    model = SmallTransformer(20, 24, 2, 1, num_classes=20, language_model=True)
     model.classifier.weight = model.token_embedding.weight
     set_factors(add_lora_to_model(model, target_modules=["W_q", "classifier"])[0])
     with refuses(model, ValueError, "tied to another module", "untie"):

@@ -257,7 +257,7 @@ conclude_budget = Choice(
 
 
 def _test_swap(learner) -> None:
-    base = SmallTransformer(20, 16, 2, 2, 20, dropout=0.0).eval()
+    base = SmallTransformer(20, 16, 2, 2, 20, dropout=0.0, language_model=True).eval()
     model = copy.deepcopy(base)
     with tempfile.TemporaryDirectory() as folder:
         one = _random_adapter(base, Path(folder) / "one", 2, ("W_q", "W_v"))

@@ -19,7 +19,7 @@ from lora_course.experiments.runs import Run, chosen_rate, load_results, prepare
 from lora_lib.model import default_device
 from lora_lib.names import BASE_SCRIPT, SCRIPTS, SECOND_SCRIPT, load_pairs
 from lora_lib.tokens import Example, Tokenizer, batches_by_length, name_examples, pair_examples
-from lora_lib.training import bits_of, fit
+from lora_lib.training import bits_per_character, fit
 
 RESULTS = Path(__file__).parent / "results" / "forgetting.json"
 MEASURED_AT = (0, 10, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)  # steps, and after the last one
@@ -60,8 +60,8 @@ def measure(run: Run) -> dict:
     track = []
 
     def look(step: int) -> None:
-        track.append({"step": step} | {name: bits_of(model, e) for name, e in tests.items()})
-        model.train()
+        bits = {name: bits_per_character(model, examples) for name, examples in tests.items()}
+        track.append({"step": step} | bits)
 
     def batches() -> Iterator:
         examples = pair_examples(load_pairs(run.script, "train"), tokenizer)

@@ -16,6 +16,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
+from lora_course.directions import intruder_dimensions, linear_weights, subspace_similarity
 from lora_course.experiments.parallel import in_parallel, workers_argument
 from lora_course.experiments.provenance import provenance
 from lora_course.experiments.questions import SEEDS, lora, method
@@ -30,7 +31,6 @@ from lora_course.experiments.runs import (
 from lora_lib.lora import LoRALinear
 from lora_lib.model import default_device
 from lora_lib.pretrained import load_pretrained
-from lora_lib.rank import intruder_dimensions, linear_weights, subspace_similarity
 
 RESULTS = Path(__file__).parent / "results" / "geometry.json"
 SETTINGS = {

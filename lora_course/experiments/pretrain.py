@@ -10,16 +10,18 @@ the six adapted scripts rose in both of two pretraining seeds, most with few pai
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from lora_course.experiments.provenance import provenance
 from lora_lib.model import SmallTransformer, default_device
 from lora_lib.names import BASE_SCRIPT, SCRIPTS, SECOND_SCRIPT, cache_folder, load_pairs
-from lora_lib.pretrained import BASE_FILE, save_pretrained
+from lora_lib.pretrained import BASE_FILE
 from lora_lib.tokens import (
     Example,
     Tokenizer,
@@ -42,9 +44,8 @@ def make_tokenizer() -> Tokenizer:
 
 def training_examples(tokenizer: Tokenizer) -> list[Example]:
     """Cyrillic and Arabic pairs, and the names of the other scripts alone (training towns only)."""
-    examples = []
-    for script in (BASE_SCRIPT, SECOND_SCRIPT):
-        examples += pair_examples(load_pairs(script, "train"), tokenizer, script)
+    examples = pair_examples(load_pairs(BASE_SCRIPT, "train"), tokenizer)
+    examples += pair_examples(load_pairs(SECOND_SCRIPT, "train"), tokenizer, SECOND_SCRIPT)
     for script in SCRIPTS:
         names = {pair.target for pair in load_pairs(script, "train")}
         examples += name_examples(sorted(names), tokenizer)
@@ -57,7 +58,8 @@ def pretrain(
     """Train for `steps` steps, going on from `checkpoint` where there is one."""
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer()
-    config = dict(vocab_size=len(tokenizer), num_classes=len(tokenizer), **SHAPE)
+    size = len(tokenizer)
+    config = dict(vocab_size=size, num_classes=size, language_model=True, **SHAPE)
     model = SmallTransformer(**config).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
@@ -96,6 +98,20 @@ def _restore(checkpoint: Path, state: dict, device: torch.device) -> int:
     for name, part in state.items():
         part.load_state_dict(stored[name])
     return stored["steps"]
+
+
+def save_pretrained(
+    model: SmallTransformer, tokenizer: Tokenizer, config: dict, provenance: dict, path: Path
+) -> None:
+    """Write what load_pretrained reads: weights, and in the file's metadata everything needed to
+    use and to trust them."""
+    metadata = {
+        "config": json.dumps(config),
+        "characters": tokenizer.characters,
+        "provenance": json.dumps(provenance),
+    }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    save_file(tensors, path, metadata)
 
 
 def record(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lora_course.directions import nearest_cosines_by_chance
 from lora_course.experiments.answers import Level, NoVerdict, difference, not_recorded
 from lora_course.experiments.change import attention_k90
 from lora_course.experiments.forgetting import minus_full
@@ -34,7 +35,6 @@ from lora_lib.adapters import load_adapter
 from lora_lib.lora import unload_lora
 from lora_lib.names import SCRIPTS
 from lora_lib.pretrained import adapter_directory, load_pretrained, read_metadata
-from lora_lib.rank import nearest_cosines_by_chance
 
 CANT_TELL = "can't tell at this scale"
 
