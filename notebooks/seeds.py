@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="notebooks at once")
     parser.add_argument("notebooks", type=Path, nargs="*", help="the seven if none is named")
     arguments = parser.parse_args()
-    os.environ |= {"LORA_LIB_STRICT": "0", "LORA_LIB_PROGRESS": "off", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"LORA_LIB_STRICT": "0", "OMP_NUM_THREADS": "1"}
     paths = arguments.notebooks or sorted(HERE.glob("0*.ipynb"))
     failed = 0
     with ProcessPoolExecutor(arguments.workers) as pool:

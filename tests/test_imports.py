@@ -72,7 +72,7 @@ before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1]
 library, course = {library}, {course}
 for name in library:
     importlib.import_module(name)
-foreign = [m for m in ("lora_course", "matplotlib", "IPython") if m in sys.modules]
+foreign = [m for m in ("lora_course", "matplotlib", "IPython", "pandas") if m in sys.modules]
 assert not foreign, f"lora_lib imports {{foreign}}"
 for name in course:
     importlib.import_module(name)
