@@ -91,7 +91,6 @@ FIGURES = {
     "step_times": ({on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in
                     ("CPU", "GPU")}, (128, 1024, 4096),
                    {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)}),
-    "seeds_and_intervals": (SEEDS, dict.fromkeys(SEEDS, (0.3, 0.2, 0.4)), "exact match"),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip
 
@@ -163,15 +162,6 @@ def test_spread_is_drawn_as_mean_lowest_and_highest():
     figures.bars_with_spread(ax, ["x", "y", "z"], {"first": GROUPS}, [figures.RED])
     assert [bar.get_height() for bar in ax.containers[0]] == MEANS
     assert [data(whisker)[1] for whisker in ax.lines] == [[1, 6], [5, 7]]
-
-
-def test_seeds_and_intervals_draw_what_they_are_given():
-    intervals = {"a": (0.2, -0.1, 0.5), "b": (0.6, 0.4, 0.9)}
-    [ax] = figures.seeds_and_intervals({"a": [0.1, 0.3], "b": [0.5, 0.8]}, intervals, "x").axes
-    points, bars, means = ([data(one)[0] for one in ax.lines[k::3]] for k in range(3))
-    assert points == [[0.1, 0.3], [0.5, 0.8]]
-    assert (bars, means) == ([[-0.1, 0.5], [0.4, 0.9]], [[0.2], [0.6]])
-    assert names(ax.get_yticklabels()) == ["a", "b"]
 
 
 def test_energy_curves_mark_the_k90_of_the_library():
