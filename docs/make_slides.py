@@ -59,7 +59,7 @@ def write(folder: Path) -> Path:
     exporter = SlidesExporter(
         config=Config(hide),
         extra_template_basedirs=[str(ROOT / "docs")],
-        template_name="slides",
+        template_name="slides_template",
         reveal_url_prefix="scripts/reveal",
         reveal_theme="white",
         exclude_input_prompt=True,
