@@ -1,8 +1,8 @@
 # make lab        open the course in JupyterLab
-# make check      say what is missing or odd here, and what to do
+# make check      say what is missing here, and what to do
 # make test       check everything: style, unit tests, every notebook
 # make notebooks  re-execute every notebook; the only thing that writes their outputs and figures/
-# make seeds      run the seven notebooks with other seeds; says how near each claim came to its bound
+# make seeds      run the seven notebooks with other seeds, and list the claims that fail
 # make slides     make the slides of the 90-minute class, in slides/
 # make assignment write the exercises for a class into grading/ (see grading/README.md)
 # make site       write the course as a web site into docs/_build/html, to read without running it
@@ -29,7 +29,6 @@ test: .venv/installed-test
 
 notebooks: .venv/installed-test
 	$(BIN)/python notebooks/execute.py
-	$(BIN)/python docs/other_eyes.py
 	$(BIN)/ruff format -q notebooks
 
 seeds: .venv/installed-test
@@ -46,7 +45,7 @@ site: .venv/installed-site
 	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt $(wildcard requirements/*.txt) pyproject.toml
 	@$(PYTHON_OR_STOP) check.py --before-set-up
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -e . || \

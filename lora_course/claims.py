@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from lora_course.tables import show_table
 
+FAILS = "Does not hold under your settings."  # begins the line of a claim that fails
+
 
 def strict() -> bool:
     """Whether a claim that fails, or a wrong answer, raises: in the tests, not for a learner."""
@@ -36,7 +38,7 @@ def claim(
     report = f"{statement}: measured {_number(value)}, claimed {word} {_number(bound)}"
     if strict() and not holds:
         raise AssertionError(report)
-    print(("Holds. " if holds else "Does not hold under your settings. ") + report)
+    print("Holds." if holds else FAILS, report)
 
 
 def _number(value: float) -> str:

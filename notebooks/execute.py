@@ -1,10 +1,11 @@
 """Re-execute notebooks in place, in order: `python notebooks/execute.py [notebook …]`.
 
-The only thing that writes committed outputs and figures/. Nothing that changes from run to run
-without reason is kept: timestamps, widgets, progress bars.
+The only thing that writes committed outputs, and draws again what is in figures/. Nothing that
+changes from run to run without reason is kept: timestamps, widgets, progress bars.
 """
 
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -63,14 +64,15 @@ def _joined(outputs: Iterable) -> list:
 
 
 def main() -> None:
-    figures = HERE.parent / "figures"
-    figures.mkdir(exist_ok=True)
-    os.environ |= {"LORA_LIB_STRICT": "1", "LORA_LIB_FIGURES": str(figures.resolve())}
-    os.environ["LORA_LIB_PROGRESS"] = str(Path(tempfile.mkdtemp()) / "progress.json")  # nobody's
     chosen = [Path(name) for name in sys.argv[1:]]
     folders = (HERE, HERE / "solutions", HERE / "going_deeper")
-    for path in chosen or [p for folder in folders for p in sorted(folder.glob("*.ipynb"))]:
-        print(f"{path.name}: {execute(path):.0f} s", flush=True)
+    with tempfile.TemporaryDirectory() as drawn:
+        os.environ |= {"LORA_LIB_STRICT": "1", "LORA_LIB_FIGURES": drawn}
+        for path in chosen or [p for folder in folders for p in sorted(folder.glob("*.ipynb"))]:
+            print(f"{path.name}: {execute(path):.0f} s", flush=True)
+        for figure in (HERE.parent / "figures").glob("*.png"):
+            if (new := Path(drawn) / figure.name).exists():
+                shutil.copy(new, figure)
 
 
 if __name__ == "__main__":
