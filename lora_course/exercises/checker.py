@@ -47,7 +47,9 @@ class Check:
             return
         if mistake and strict():
             raise AssertionError(mistake)
-        say(f"Not right yet: {mistake}" if mistake else f"Right. {self.why}")
+        verdict = f"Not right yet: {mistake}" if mistake else f"Right. {self.why}"
+        for line in verdict.split("\n"):
+            say(line)
 
     def grade(self, answer) -> None:
         """For nbgrader: raises AssertionError, with the message, unless the answer is right."""
@@ -111,9 +113,10 @@ class Exercise(Check):
             if any(type(e) is NotImplementedError and not e.args for e in given["an error"]):
                 raise NotAttempted(f"{to_do}.")
             if same(given, self._facts(lambda *_: None, calls)):
-                raise NotAttempted(
-                    f"{to_do}. So far it returns None; if you wrote one, is a return missing?"
+                what = (
+                    "changes nothing" if self.may_change else "returns None; is a return missing?"
                 )
+                raise NotAttempted(f"{to_do}. So far it {what}")
         fact = _first_difference(given, right)
         return fact and _say_what_differs(fact, given, right, wrong, answer, calls)
 
@@ -123,12 +126,7 @@ class Exercise(Check):
             calls = list(self.draw())
             right = self._facts(self.reference, calls)
             wrong = {m: self._facts(function, calls) for m, function in self.mistakes.items()}
-            mixed = [
-                message
-                for message, facts in wrong.items()
-                if (fact := _first_difference(facts, right)) is None
-                or _message(fact, facts, wrong) != message
-            ]
+            mixed = [m for m, facts in wrong.items() if _message(facts, right, wrong) != m]
             if not mixed:
                 return calls, right, wrong
         raise RuntimeError(f"{self.name}: 50 draws did not tell these mistakes apart: {mixed}")
@@ -155,14 +153,21 @@ def _first_difference(given: dict, right: dict) -> str | None:
     return next((fact for fact in right if not same(given.get(fact), right[fact])), None)
 
 
-def _message(fact: str, given: dict, wrong: Mapping[str, dict]) -> str | None:
-    """That of the first mistake with the same values of this fact."""
-    alike = (m for m, facts in wrong.items() if same(facts.get(fact), given.get(fact)))
-    return next(alike, None)
+def _message(given: dict, right: dict, wrong: Mapping[str, dict]) -> str | None:
+    """That of the first mistake which begins to differ in the same fact, with the same values."""
+    fact = _first_difference(given, right)
+    for message, facts in wrong.items():
+        if (
+            fact
+            and fact == _first_difference(facts, right)
+            and same(facts.get(fact), given.get(fact))
+        ):
+            return message
+    return None
 
 
 def _say_what_differs(fact: str, given, right, wrong, answer, calls) -> str:
-    message = _message(fact, given, wrong)
+    message = _message(given, right, wrong)
     values = zip(given.get(fact, [None] * len(calls)), right[fact], calls, strict=True)
     came, wanted, arguments = next(v for v in values if not same(v[0], v[1]))
     if isinstance(came, Exception):
@@ -251,20 +256,21 @@ def difference(came, wanted) -> str:
     if isinstance(came, Tensor) and isinstance(wanted, Tensor) and came.shape == wanted.shape:
         off = (came.detach().double() - wanted.detach().double()).abs().max().item()
         return f"the shape {tuple(came.shape)} is right, and the values are off by up to {off:.3g}"
+    if isinstance(came, set) and isinstance(wanted, set):
+        parts = {"too much": came - wanted, "missing": wanted - came}
+        return "; ".join(f"{word}: {', '.join(sorted(p)[:3])}" for word, p in parts.items() if p)
     return f"expected {describe(wanted)}, and {describe(came)} came"
 
 
 def describe(value) -> str:
-    """A value in a few words: its kind, and itself if it is short."""
+    """A value in a few words: its kind, or itself if it is short."""
     if isinstance(value, Tensor | np.ndarray):
         kind = "tensor" if isinstance(value, Tensor) else "numpy array"
         return f"a {kind} of shape {tuple(value.shape)}"
-    if value is None or isinstance(value, bool | int | str):
-        return repr(value)[:100]
     if isinstance(value, float):
         return f"{value:.4g}"
     text = " ".join(repr(value).split())
-    return f"{text if len(text) < 100 else text[:80] + ' …'} ({type(value).__name__})"
+    return text if len(text) < 100 else f"{text[:80]} … ({type(value).__name__})"
 
 
 class Builds(TorchDispatchMode):
