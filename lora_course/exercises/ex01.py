@@ -64,14 +64,14 @@ half_of_the_directions = Choice(
     {
         "ΔW is low-rank, since half of the directions suffice.": "half is what pure noise shows; "
         "you measured it above. Compare before you conclude.",
-        "Nothing yet; noise of its shape does so too.": "A measure of structure says something "
-        "only beside what no structure would give.",
         "ΔW has full rank, so LoRA cannot work here.": "a full-rank ΔW may still be replaced by a "
         "low-rank one that solves the task as well; that is a question about training, and "
         "notebook 04 answers it.",
         "Its rank is half of its width.": "k90 counts how many directions hold most of the energy; "
         "the rank counts all directions that are not exactly zero, and noise has full rank.",
+        "Nothing yet; noise of its shape does so too.": "A measure of structure says something "
+        "only beside what no structure would give.",
     },
-    right="b",
+    right="d",
     hint="What did k90 say of a matrix of pure noise, further up?",
 )

@@ -43,7 +43,7 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.flora = nn.Embedding(9, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.blocks = nn.ModuleList([Block()])
         self.q = nn.Linear(WIDTH, WIDTH)
         self.scale = nn.ModuleDict({"q": nn.LayerNorm(WIDTH)})
         self.header = nn.Linear(WIDTH, WIDTH)
@@ -229,7 +229,9 @@ def observe_freeze(freeze: Callable, model: nn.Module, saved: tuple[str, ...]) -
     return {
         "names of the parameters": set(after),
         "what trains": {name for name, p in after.items() if p.requires_grad},
-        "changed values": {n for n in before if not torch.equal(before[n], after.get(n))},
+        "changed values": {
+            n for n in before.keys() & after.keys() if not torch.equal(before[n], after[n])
+        },
     }
 
 

@@ -87,16 +87,16 @@ zeroing = Choice(
         "Training starts afresh from the merged model, as after a new injection.": "a new "
         "injection sets only B to zero; A is random, and B's gradient needs it. Look at the table "
         "of gradients above",
-        "Nothing: both gradients are zero, at this step and all later ones.": "A's gradient "
-        "carries a factor B and B's a factor A, so zero meets zero; a fresh start needs B = 0, a "
-        "redrawn A and an optimizer with empty state.",
         "It is stuck for one step only, as A is after a normal start.": "after a normal start B "
         "gets a gradient at step one, because A is not zero; here neither factor ever moves, so "
         "nothing changes at step two",
         "It works with a higher learning rate; the gradients are merely small.": "the table above "
         "shows zeros, not small numbers; any learning rate times zero is zero",
+        "Nothing: both gradients are zero, at this step and all later ones.": "A's gradient "
+        "carries a factor B and B's a factor A, so zero meets zero; a fresh start needs B = 0, a "
+        "redrawn A and an optimizer with empty state.",
     },
-    right="b",
+    right="d",
     hint="Put A = 0 and B = 0 into both gradients, s G Aᵀ for B and s Bᵀ G for A.",
 )
 

@@ -176,18 +176,18 @@ memory = Choice(
     "Training a 7B model with LoRA on all linear layers at r = 16 runs out of memory by 3 GB. A "
     "colleague proposes r = 8. What do you expect?",
     {
-        "Memory halves: half the rank, half the trainable parameters.": "the trainable part does "
-        "halve, but it was a small part: work it out with 16 bytes for each trainable parameter "
-        "and 2 for each frozen one",
         "It saves roughly a third of a gigabyte, so it still does not fit.": "The frozen base and "
         "the activations dominate; a shorter batch, checkpointing or a quantised base is where "
         "gigabytes are.",
+        "Memory halves: half the rank, half the trainable parameters.": "the trainable part does "
+        "halve, but it was a small part: work it out with 16 bytes for each trainable parameter "
+        "and 2 for each frozen one",
         "It saves nothing, as the optimizer state does not depend on the rank.": "it does depend "
         "on it: Adam keeps two numbers for each trainable one. It is only small beside the base",
         "It fits, because activations shrink with the rank.": "A's gradient needs the layer's full "
         "input, so LoRA keeps the same activations at any rank, plus r numbers a token",
     },
-    right="b",
+    right="a",
     hint="About 40 million parameters are trained at r = 16, at 16 bytes each. How many at r = 8?",
 )
 
@@ -196,16 +196,16 @@ clear_gap = Choice(
     "Five seeds each, at their tuned rates: r = 1 writes between .360 and .373 of the unseen towns "
     "exactly, r = 8 between .528 and .541. What do you write?",
     {
-        "Nothing about ranks: five seeds are too few to compare anything.": "how many seeds it "
-        "takes depends on the gap. This one is ten times as wide as either spread",
         "r = 8 beats r = 1 on this task.": "The worst seed of r = 8 lies far above the best of "
         "r = 1, each at its own rate: say so plainly, and say for which task.",
+        "Nothing about ranks: five seeds are too few to compare anything.": "how many seeds it "
+        "takes depends on the gap. This one is ten times as wide as either spread",
         "r = 8 beats r = 1, and r = 64 would be better still.": "the second half does not follow, "
         "and the recorded runs of r = 64 are not above those of r = 16",
         "r = 8 has the higher learning rate, and that explains it.": "each rank has the rate that "
         "suits it best on validation, and r = 1 took the higher one",
     },
-    right="b",
+    right="a",
     hint="Compare the gap between the two ranks with the spread inside each.",
 )
 
@@ -216,13 +216,13 @@ one_rate = Choice(
     {
         "That r = 8 is the right capacity for the task.": "the figure above orders the ranks in "
         "other ways at other rates; capacity was not the only thing that changed",
-        "That r = 8 wins at the rate chosen for it.": "With α / r held, a higher rank takes larger "
-        "steps at the same rate, so capacity and step size changed together; tune the rate for "
-        "every rank, or say that you did not.",
         "That higher ranks overfit.": "overfitting is a gap between training and validation; a too "
         "large step shows as a poor fit to both",
         "That α should be larger.": "nothing here varied α / r, which is 2 throughout",
+        "That r = 8 wins at the rate chosen for it.": "With α / r held, a higher rank takes larger "
+        "steps at the same rate, so capacity and step size changed together; tune the rate for "
+        "every rank, or say that you did not.",
     },
-    right="b",
+    right="d",
     hint="Which of the three ranks was given the rate that suits it?",
 )
