@@ -15,38 +15,31 @@ def draw() -> Iterator[tuple[Tensor]]:
         yield (torch.rand(size, dtype=torch.float64).sort(descending=True).values,)
 
 
-def energy(values: Tensor) -> Tensor:
-    return values.square().cumsum(0) / values.square().sum()
-
-
 k90 = Exercise(
     "01 k90",
     reference,
     draw,
     mistakes={
-        "you add up σ; energy is σ², so square the singular values first": lambda values: (
-            int((values.cumsum(0) < 0.9 * values.sum()).sum()) + 1
+        "you add up σ; energy is σ², so square the singular values first": lambda values: reference(
+            values.sqrt()
         ),
-        "one too few: the first k − 1 values still hold less than 90 %, and the one that crosses "
-        "the line counts": lambda values: reference(values) - 1,
+        "one too few: the value that crosses the line counts": lambda values: reference(values) - 1,
         "one too many: k90 is the first k whose share reaches 90 %": lambda values: (
             reference(values) + 1
         ),
-        "you compare each value with the largest; k90 is about their running sum": lambda values: (
-            int((values > 0.1 * values[0]).sum())
+        "you compare each value with the largest; it is their running sum that counts": (
+            lambda values: int((values > 0.1 * values[0]).sum())
         ),
-        "you compare each energy with the largest; k90 is about their running sum": (
-            lambda values: int((values.square() > 0.1 * values[0].square()).sum())
-        ),
-        "this is a share of the directions; k90 is a count, a whole number": lambda values: (
+        "this is a share; k90 is a count, a whole number": lambda values: (
             reference(values) / len(values)
         ),
-        "you count the values above 90 % of the energy; those below are needed": lambda values: int(
-            (energy(values) >= 0.9).sum()
+        "you count the values beyond 90 %; those up to there are needed": lambda values: (
+            len(values) - reference(values) + 1
         ),
-        "this is 90 % of the number of values, whatever they are; it is 90 % of their energy that "
-        "is asked for": lambda values: round(0.9 * len(values)),
-        "you add up from the smallest value; the k largest come first": lambda values: reference(
+        "this is 90 % of the values, whatever they are; add up their energy": lambda values: round(
+            0.9 * len(values)
+        ),
+        "you add up from the smallest value; the largest come first": lambda values: reference(
             values.flip(0)
         ),
     },

@@ -38,9 +38,14 @@ def observe_forward(forward: Callable, x, weight, A, B, alpha) -> dict:
     }
 
 
-def scaled_by(scaling: Callable[[Tensor, Tensor, float], float]) -> Callable:
-    """A forward whose path has another factor, of (A, B, alpha)."""
-    return lambda x, weight, A, B, alpha: x @ weight.T + scaling(A, B, alpha) * x @ A.T @ B.T
+def mixing(weights: Callable[[float, int, int, int], tuple[float, float]]) -> Callable:
+    """A forward that adds its two paths with `weights`, of (α, r, d_in, d_out)."""
+
+    def wrong(x, weight, A, B, alpha):
+        frozen, path = weights(alpha, *A.shape, len(B))
+        return frozen * (x @ weight.T) + path * (x @ A.T @ B.T)
+
+    return wrong
 
 
 def changes_the_weight(x, weight, A, B, alpha):
@@ -59,48 +64,28 @@ forward = Exercise(
     draw_forward,
     observe=observe_forward,
     mistakes={
-        "the shapes do not fit: W, A and B stand transposed behind x, so that x @ A.T has the rank "
-        "as its last size": lambda x, weight, A, B, alpha: x @ weight + x @ A @ B,
-        "your forward changed W itself, so every further call adds the change once more; W is "
-        "frozen: add to its output, not to it": changes_the_weight,
-        "that is the frozen layer alone; the low-rank path x Aᵀ Bᵀ has to be added to it": (
-            lambda x, weight, A, B, alpha: x @ weight.T
+        "the shapes do not fit: W, A and B stand transposed behind x": (
+            lambda x, weight, A, B, alpha: x @ weight + x @ A @ B
         ),
-        "that is the low-rank path alone; the frozen path x Wᵀ belongs to the output as well": (
-            lambda x, weight, A, B, alpha: alpha / len(A) * x @ A.T @ B.T
+        "your forward changed W itself, so every call adds more; add to its output, not to it": (
+            changes_the_weight
         ),
-        "that is half of the path: x Aᵀ has only r numbers a row, and Bᵀ makes it wide again": (
+        "that is half of the path: x Aᵀ has r numbers a row, and Bᵀ makes it wide again": (
             lambda x, weight, A, B, alpha: x @ A.T
         ),
-        "these are the two paths side by side; the output is their sum": (
-            lambda x, weight, A, B, alpha: (x @ weight.T, alpha / len(A) * x @ A.T @ B.T)
+        "that is the frozen layer alone; add the path x Aᵀ Bᵀ": mixing(lambda a, r, i, o: (1, 0)),
+        "that is the path alone; add the frozen x Wᵀ": mixing(lambda a, r, i, o: (0, a / r)),
+        "the path is not scaled: multiply it by α / r": mixing(lambda a, r, i, o: (1, 1)),
+        "you multiplied by α alone; divide by r = A.shape[0]": mixing(lambda a, r, i, o: (1, a)),
+        "you multiplied by r / α; the scaling is α / r": mixing(lambda a, r, i, o: (1, r / a)),
+        "you divided α by √r, as rsLoRA does; here it is r": (
+            mixing(lambda a, r, i, o: (1, a / math.sqrt(r)))
         ),
-        "the path is there, but not scaled: multiply it by α / r, where r is A.shape[0]": (
-            scaled_by(lambda A, B, alpha: 1.0)
-        ),
-        "you multiplied by α and forgot to divide by the rank r = A.shape[0]": (
-            scaled_by(lambda A, B, alpha: alpha)
-        ),
-        "you multiplied by r / α; the scaling is the other way up, α / r": (
-            scaled_by(lambda A, B, alpha: len(A) / alpha)
-        ),
-        "you divided α by √r, which is rsLoRA; here the scaling is α / r": (
-            scaled_by(lambda A, B, alpha: alpha / math.sqrt(len(A)))
-        ),
-        "you divided α by A.shape[1], which is d_in; the rank is A.shape[0]": (
-            scaled_by(lambda A, B, alpha: alpha / A.shape[1])
-        ),
-        "you divided α by B.shape[0], which is d_out; the rank is B.shape[1]": (
-            scaled_by(lambda A, B, alpha: alpha / len(B))
-        ),
-        "the path is scaled twice; α / r is one factor, at one place": (
-            scaled_by(lambda A, B, alpha: (alpha / len(A)) ** 2)
-        ),
-        "you subtracted the change; it is added: W x + (α / r) B A x": (
-            scaled_by(lambda A, B, alpha: -alpha / len(A))
-        ),
-        "you scaled the frozen path too; α / r belongs to the low-rank path alone": (
-            lambda x, weight, A, B, alpha: alpha / len(A) * (x @ weight.T + x @ A.T @ B.T)
+        "you divided α by d_in; the rank is A.shape[0]": mixing(lambda a, r, i, o: (1, a / i)),
+        "you divided α by d_out; the rank is B.shape[1]": mixing(lambda a, r, i, o: (1, a / o)),
+        "you subtracted the change; it is added": mixing(lambda a, r, i, o: (1, -a / r)),
+        "you scaled the frozen path too; α / r is for B A alone": (
+            mixing(lambda a, r, i, o: (a / r, a / r))
         ),
         "the numbers are right, but no gradient reaches A and B, so they could never train; leave "
         "out torch.no_grad, .detach() and .data": without_gradient,
@@ -164,9 +149,9 @@ def reference_initialise(d_out: int, d_in: int, rank: int) -> tuple[Tensor, Tens
     return torch.randn(rank, d_in) / math.sqrt(d_in), torch.zeros(d_out, rank)
 
 
-def starting_with(make_a: Callable[[int, int], Tensor]) -> Callable:
-    """An initialisation with zeros for B and another A, of (rank, d_in)."""
-    return lambda d_out, d_in, rank: (make_a(rank, d_in), torch.zeros(d_out, rank))
+def starting_with(make_a: Callable[[int, int], Tensor], b: float = 0.0) -> Callable:
+    """An initialisation with another A, made of (rank, d_in), and `b` in every entry of B."""
+    return lambda d_out, d_in, rank: (make_a(rank, d_in), torch.full((d_out, rank), b))
 
 
 def seeded(rank: int, d_in: int) -> Tensor:
@@ -180,48 +165,36 @@ initialise = Exercise(
     observe=observe_initialise,
     mistakes={
         "these are B and A; return A first, with shape (rank, d_in)": lambda d_out, d_in, rank: (
-            torch.zeros(d_out, rank),
-            torch.randn(rank, d_in),
+            reference_initialise(d_out, d_in, rank)[::-1]
         ),
-        "both shapes are turned round: A is (rank, d_in) and makes the input small, B is "
-        "(d_out, rank) and makes it wide again": lambda d_out, d_in, rank: (
-            torch.randn(d_in, rank),
-            torch.zeros(rank, d_out),
+        "both shapes are turned round: A is (rank, d_in), B is (d_out, rank)": (
+            lambda d_out, d_in, rank: (torch.randn(d_in, rank), torch.zeros(rank, d_out))
         ),
         "A holds whole numbers, which can have no gradient; draw floating-point ones": (
-            starting_with(lambda rank, d_in: torch.randint(-1, 2, (rank, d_in)))
+            starting_with(lambda r, d_in: torch.randint(-1, 2, (r, d_in)))
         ),
-        "both factors are zero: the output is the base model's, but A's gradient contains B and "
-        "B's contains A, so both stay zero; start one of them at random": (
-            starting_with(lambda rank, d_in: torch.zeros(rank, d_in))
+        "both factors are zero, and each has the other in its gradient, so both stay zero; start A "
+        "at random": starting_with(torch.zeros),
+        "this would train, but it is the other way round from the paper and every library that "
+        "reads your adapters: A random, B zero": starting_with(torch.zeros, b=1.0),
+        "B is not exactly zero, so the layer changes the model before it has learned anything": (
+            starting_with(seeded, b=1e-9)
         ),
-        "this starts at the base model and would train, but it is the other way round from the "
-        "paper and from every library that reads your adapters: A random, B zero": (
-            lambda d_out, d_in, rank: (torch.zeros(rank, d_in), torch.randn(d_out, rank))
+        "A is so large that A x is many times as large as x; divide by √d_in": (
+            starting_with(torch.randn)
         ),
-        "B is not exactly zero, so B A is not, and the layer changes the model before it has "
-        "learned anything; make B zero": lambda d_out, d_in, rank: (
-            torch.randn(rank, d_in) / math.sqrt(d_in),
-            1e-9 * torch.randn(d_out, rank),
+        "A is so small that hardly anything of x, and of B's gradient, comes through; divide by "
+        "√d_in and no further": starting_with(lambda r, d_in: 1e-9 * torch.randn(r, d_in)),
+        "A reads only some of the inputs, as the identity does; draw every entry at random": (
+            starting_with(torch.eye)
         ),
-        "the entries of A are so large that A x is many times as large as x (a sum over d_in of "
-        "them); divide by √d_in, as kaiming_uniform_ does": starting_with(torch.randn),
-        "the entries of A are so small that hardly anything of x, and of B's gradient, comes "
-        "through; divide by √d_in and no further": (
-            starting_with(lambda rank, d_in: 1e-9 * torch.randn(rank, d_in))
+        "the rows of A depend on each other, so B A could never use all of its rank; draw every "
+        "entry at random": starting_with(lambda r, d_in: torch.ones(r, d_in) / math.sqrt(d_in)),
+        "nearly all of A has one sign, so all its rows see much the same, the mean of x; draw "
+        "around zero": starting_with(lambda r, d_in: torch.rand(r, d_in) / math.sqrt(d_in)),
+        "A is the same at every call, so layers of one shape would start alike; draw it anew": (
+            starting_with(seeded)
         ),
-        "A reads only some of the inputs, as the identity does; the others could never matter: "
-        "draw every entry at random": starting_with(torch.eye),
-        "the rows of A are equal or depend on each other; equal rows get equal gradients, so the "
-        "change could never use all of its rank: draw every entry at random": (
-            starting_with(lambda rank, d_in: torch.ones(rank, d_in) / math.sqrt(d_in))
-        ),
-        "nearly all entries of A have one sign, so all its rows look for much the same, the mean "
-        "of x; draw around zero, with torch.randn": (
-            starting_with(lambda rank, d_in: torch.rand(rank, d_in) / math.sqrt(d_in))
-        ),
-        "A is the same at every call, so every layer of this shape would start alike; draw it "
-        "anew": starting_with(seeded),
     },
     why="B = 0 makes the start an exact no-op, and a random A of full rank lets B's gradient "
     "through on the first step.",

@@ -153,48 +153,43 @@ inject = Exercise(
     observe=observe_inject,
     may_change=True,
     mistakes={
-        "only an nn.Linear can be wrapped, and a path that matches may lead to another module: ask "
-        "isinstance(module, nn.Linear)": injecting(kind=nn.Module),
+        "not all that matches can be wrapped; ask isinstance(module, nn.Linear) as well": (
+            injecting(kind=nn.Module)
+        ),
         "nothing comes back; return the changed model": lambda *given: (
             reference_inject(*given) and None
         ),
         "you changed a copy; replace the layers in the model that was passed": (
             lambda model, *others: reference_inject(copy.deepcopy(model), *others)
         ),
-        "a LoRALinear was put around another nn.Linear than the one that was there; wrap the very "
-        "module, so that its pretrained weight stays": injecting(wrap=around_a_new_linear),
+        "you wrapped a new nn.Linear; wrap the one that was there, with its pretrained weight": (
+            injecting(wrap=around_a_new_linear)
+        ),
         'a layer was stored under a name with dots, as setattr(model, "a.b", layer) does, where '
         "the forward never looks; use model.set_submodule(path, layer)": injecting(put=setattr),
-        "no layer of the model was replaced; a LoRALinear that is only made changes nothing: put "
-        "it into the model with model.set_submodule(path, layer)": (
+        "no layer was replaced; put the new one in with model.set_submodule(path, layer)": (
             injecting(put=lambda *given: None)
         ),
-        "every layer was replaced; compare each path with the target first": (
-            injecting(lambda path, target: True)
-        ),
-        "you ask whether the path contains the target somewhere; a target is the end of a path, "
-        "after a dot, not any part of it": injecting(lambda path, target: target in path),
+        "every layer was replaced; compare paths with the target": injecting(lambda p, t: True),
+        "a path that only contains the target was taken; a target is the end of a path, after a "
+        "dot": injecting(lambda p, t: t in p),
         'a name that only ends in the same letters was taken too, as "seq" for "q"; ask for a dot '
-        "in front of the target": injecting(lambda path, target: path.endswith(target)),
-        "a layer at the top of the model was left out: its whole path is the target, with no dot "
-        "before it; compare for equality as well": (
-            injecting(lambda path, target: path.endswith("." + target))
+        "before the target": injecting(str.endswith),
+        "a layer at the top was left out: there the path is the target, with no dot before it": (
+            injecting(lambda p, t: p.endswith("." + t))
         ),
-        "a target of several pieces was left out; compare it with the end of the whole path, not "
-        "with its last piece": injecting(lambda path, target: path.split(".")[-1] == target),
-        "only the top of the model was looked at; named_modules() visits every depth, and the "
-        "target is the end of a path": injecting(lambda path, target: path == target),
-        "only the first layer that matches was replaced; is the return inside the loop?": (
-            only_the_first
+        "a target of several pieces was left out; compare it with the end of the whole path": (
+            injecting(lambda p, t: p.split(".")[-1] == t)
         ),
+        "only the top of the model was searched; named_modules() visits every depth, and a target "
+        "is the end of a path": injecting(lambda p, t: p == t),
+        "only the first match was replaced; is the return inside the loop?": only_the_first,
         "there is LoRA inside LoRA; each layer is to be wrapped once": twice,
-        "the model's output moved at once; with B at zero an injection changes nothing": (
-            injecting(wrap=with_filled_b)
-        ),
-        "rank and alpha were not passed on to LoRALinear, which then takes its own": (
+        "the output moved at once; B has to start at zero": injecting(wrap=with_filled_b),
+        "rank and alpha were not passed on to LoRALinear": (
             injecting(wrap=lambda module, rank, alpha: LoRALinear(module))
         ),
-        "alpha was not passed on to LoRALinear, which then takes its own": (
+        "alpha was not passed on to LoRALinear": (
             injecting(wrap=lambda module, rank, alpha: LoRALinear(module, rank))
         ),
         "the wrapped weights train again; LoRALinear had frozen them": (
@@ -281,50 +276,42 @@ freeze = Exercise(
     observe=observe_freeze,
     may_change=True,
     mistakes={
-        "nothing trains now; freeze everything, then switch the LoRA factors on again": (
-            training(lambda name, saved: False)
-        ),
-        "everything trains now, the base as well": training(lambda name, saved: True),
+        "nothing trains now; switch the LoRA factors on again": training(lambda n, saved: False),
+        "everything trains now, the base as well": training(lambda n, saved: True),
         "the LoRA factors are frozen; they are named …lora_A and …lora_B": training(is_saved),
-        "A is frozen; both factors train": training(
-            lambda name, saved: name.endswith("lora_B") or is_saved(name, saved)
+        "A is frozen; both factors train": (
+            training(lambda n, saved: n.endswith("lora_B") or is_saved(n, saved))
         ),
-        "the wrapped weights (…original.weight) train again; they are the base, which stays "
-        "frozen": training(
-            lambda name, saved: is_factor(name) or ".original." in name or is_saved(name, saved)
+        "the wrapped weights, …original.weight, train again; they are the base": (
+            training(lambda n, saved: is_factor(n) or ".original." in n or is_saved(n, saved))
         ),
-        'an embedding named "flora" trains, since its name contains "lora"; ask for the module\'s '
-        "type, isinstance(module, LoRALinear), or for the whole of lora_A and lora_B": training(
-            lambda name, saved: "lora" in name or is_saved(name, saved)
-        ),
+        'an embedding named "flora" trains, since its name contains "lora"; ask for LoRALinear, or '
+        "for the whole of lora_A": training(lambda n, saved: "lora" in n or is_saved(n, saved)),
         "of a model that came in frozen, as after load_adapter, nothing trains; switch on what "
         "trains, with requires_grad_(True)": only_switches_off,
-        "the modules named in saved are frozen; they train whole": (
-            training(lambda name, saved: is_factor(name))
-        ),
+        "the modules named in saved are frozen": training(lambda n, saved: is_factor(n)),
         "only the weights of the saved modules train; they train whole, with their biases": (
-            training(
-                lambda name, saved: (
-                    is_factor(name) or (name.endswith("weight") and is_saved(name, saved))
-                )
-            )
+            training(lambda n, saved: is_factor(n) or (n.endswith("weight") and is_saved(n, saved)))
         ),
-        "the head trains although saved is empty": training(
-            lambda name, saved: is_factor(name) or is_saved(name, (*saved, "head"))
+        "the head trains although saved is empty": (
+            training(lambda n, saved: is_factor(n) or is_saved(n, (*saved, "head")))
         ),
         'a name was looked for anywhere, so "head" also finds "header"; match the whole path, or '
-        "its end after a dot": saving(lambda path, name: name in path),
-        'a path was compared with its beginning, so "head" also finds "header"; match the whole '
-        "path, or its end after a dot": saving(str.startswith),
+        "its end after a dot": saving(lambda p, name: name in p),
+        'a path was compared with its beginning, so "head" also finds "header"': (
+            saving(str.startswith)
+        ),
         'a path that only ends in the same letters was taken too, as "q_norm" for "norm"; ask for '
-        "a dot in front of the name": saving(str.endswith),
-        "a name was compared with whole paths alone; the end of a path, after a dot, counts too": (
+        "a dot before the name": saving(str.endswith),
+        "a name was compared with whole paths alone; the end after a dot counts too": (
             saving(str.__eq__)
         ),
-        "a name of several pieces was left out; compare it with the end of the whole path, not "
-        "with its last piece": saving(lambda path, name: path.split(".")[-1] == name),
-        "a saved module at the top was left out: its whole path is the name, with no dot before "
-        "it": saving(lambda path, name: path.endswith("." + name)),
+        "a name of several pieces was left out; compare it with the end of the whole path": (
+            saving(lambda p, name: p.split(".")[-1] == name)
+        ),
+        "a saved module at the top was left out: there the path is the name, with no dot": (
+            saving(lambda p, name: p.endswith("." + name))
+        ),
         "a factor has other values now; freezing changes requires_grad alone": (
             then(zero_the_factors, first=reference_freeze)
         ),

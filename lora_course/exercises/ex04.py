@@ -89,36 +89,36 @@ step = Exercise(
         "an update is no part of the loss: make it inside `with torch.no_grad():`": (
             recorded_by_autograd
         ),
-        "a frozen weight has no gradient, its .grad is None: step over the parameters whose name "
-        "ends in lora_A or lora_B": stepping(lambda name: True),
-        "all that has a gradient moved, also what is not wrapped; only the factors of the adapter "
-        "are to move": stepping(lambda name: is_factor(name) or "original" not in name),
-        "no parameter moved: change each of them in place; `p = p - …` makes a new tensor": (
+        "a frozen weight has no gradient, its .grad is None; choose the factors by their names": (
+            stepping(lambda name: True)
+        ),
+        "what is not wrapped moved as well; only the adapter's factors are to move": (
+            stepping(lambda name: "original" not in name)
+        ),
+        "no parameter moved: change each in place; `p = p - …` makes a new tensor": (
             stepping(lambda name: False)
         ),
         "only B moved; both factors of a layer are trained": stepping(lambda n: "lora_B" in n),
         "only A moved; both factors of a layer are trained": stepping(lambda n: "lora_A" in n),
-        "only the first layer moved; every LoRA layer is trained": (
+        "only the first LoRA layer moved; every one is trained": (
             stepping(lambda name: is_factor(name) and name[0] == "0")
         ),
-        "you add the gradient; going downhill means to subtract it": (
-            stepping(by=lambda p, lr: -lr * p.grad)
+        "you add the gradient; downhill is to subtract it": stepping(by=lambda p, lr: -lr * p.grad),
+        "you subtract the whole gradient; take lr times as much": stepping(by=lambda p, lr: p.grad),
+        "every entry moved by lr, as with Adam; plain descent moves by lr times the gradient": (
+            stepping(by=lambda p, lr: lr * p.grad.sign())
         ),
-        "you subtract the whole gradient; the step is lr times as large": (
-            stepping(by=lambda p, lr: p.grad)
+        "that is a step of AdamW; plain descent moves by lr times the gradient": (
+            stepping(by=lambda p, lr: lr * (0.01 * p + p.grad.sign()))
         ),
-        "every entry moved by lr, as with Adam or the sign of the gradient; plain gradient "
-        "descent moves by lr times the gradient": stepping(by=lambda p, lr: lr * p.grad.sign()),
-        "that is AdamW's step, with its weight decay; plain gradient descent moves by lr times the "
-        "gradient": stepping(by=lambda p, lr: lr * (0.01 * p + p.grad.sign())),
-        "each gradient was divided by its norm; plain gradient descent takes it as it is": (
+        "each gradient was divided by its norm; plain descent takes it as it is": (
             stepping(by=lambda p, lr: lr * p.grad / p.grad.norm())
         ),
-        "the factors also shrink, as with weight decay; plain gradient descent has none": (
+        "the factors shrink too, as with weight decay; plain descent has none": (
             stepping(by=lambda p, lr: lr * (p.grad + 0.01 * p))
         ),
-        "the second step contains the first one's gradient: backward() adds to .grad, so clear it "
-        "first (zero_grad)": stepping(clear=False),
+        "the second step has the first one's gradient in it: backward() adds to .grad, so clear "
+        "that first (zero_grad)": stepping(clear=False),
     },
     why="Only the factors moved: the base stays whole, so one base can carry many adapters.",
     hints=[

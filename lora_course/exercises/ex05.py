@@ -18,9 +18,14 @@ def draw_merge() -> Iterator[tuple]:
         yield torch.randn(d_out, d_in), torch.randn(rank, d_in), torch.randn(d_out, rank), alpha
 
 
-def scaled_by(scaling: Callable[[Tensor, Tensor, float], float]) -> Callable:
-    """A merge with another factor, of (A, B, alpha)."""
-    return lambda W, A, B, alpha: W + scaling(A, B, alpha) * B @ A
+def mixing(weights: Callable[[float, int, int, int], tuple[float, float]]) -> Callable:
+    """A merge that adds W and B A with `weights`, of (α, r, d_in, d_out)."""
+
+    def wrong(W, A, B, alpha):
+        base, change = weights(alpha, *A.shape, len(B))
+        return base * W + change * B @ A
+
+    return wrong
 
 
 def in_place(W, A, B, alpha):
@@ -36,39 +41,22 @@ merge = Exercise(
         "the shapes do not fit: A is (r, d_in), B is (d_out, r), and only B @ A has W's shape": (
             lambda W, A, B, alpha: W + alpha / len(A) * A @ B
         ),
-        "B A is transposed: ΔW is B A, not (B A)ᵀ = Aᵀ Bᵀ, and only a square W lets it pass": (
+        "ΔW is B A, not (B A)ᵀ = Aᵀ Bᵀ; only a square W lets that pass": (
             lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T
         ),
-        "W itself was changed (an in-place operation such as W += …); the caller then has no way "
-        "back to the base. Return a new tensor": in_place,
-        "A B has the shape (r, r), if any; a merged weight has the shape of W, as B A has": (
-            lambda W, A, B, alpha: alpha / len(A) * A @ B
+        "W itself was changed, as W += … does, and the caller has no way back to the base; return "
+        "a new tensor": in_place,
+        "B A is not scaled; ΔW is (α / r) · B A": mixing(lambda a, r, i, o: (1, 1)),
+        "B A is multiplied by α alone; divide by r = A.shape[0]": mixing(lambda a, r, i, o: (1, a)),
+        "the scaling is upside down; it is α / r": mixing(lambda a, r, i, o: (1, r / a)),
+        "α is divided by √r, as rsLoRA does; here it is r": (
+            mixing(lambda a, r, i, o: (1, a / r**0.5))
         ),
-        "the scaling is left out: ΔW is (α / r) · B A, and here α / r is not 1": (
-            scaled_by(lambda A, B, alpha: 1.0)
-        ),
-        "B A is multiplied by α instead of α / r; r is A.shape[0]": (
-            scaled_by(lambda A, B, alpha: alpha)
-        ),
-        "the scaling is upside down: it is α / r, not r / α": (
-            scaled_by(lambda A, B, alpha: len(A) / alpha)
-        ),
-        "α is divided by √r, which is rsLoRA; here the scaling is α / r": (
-            scaled_by(lambda A, B, alpha: alpha / len(A) ** 0.5)
-        ),
-        "α is divided by A.shape[1], which is d_in; the rank r is the other axis, A.shape[0]": (
-            scaled_by(lambda A, B, alpha: alpha / A.shape[1])
-        ),
-        "α is divided by B.shape[0], which is d_out; the rank r is the other axis, B.shape[1]": (
-            scaled_by(lambda A, B, alpha: alpha / len(B))
-        ),
-        "ΔW is subtracted; merging adds it": scaled_by(lambda A, B, alpha: -alpha / len(A)),
-        "this is ΔW alone; the base weight W is missing from the sum": (
-            lambda W, A, B, alpha: alpha / len(A) * B @ A
-        ),
-        "W is scaled too; α / r belongs to B A alone": (
-            lambda W, A, B, alpha: alpha / len(A) * (W + B @ A)
-        ),
+        "α is divided by d_in; the rank is A.shape[0]": mixing(lambda a, r, i, o: (1, a / i)),
+        "α is divided by d_out; the rank is B.shape[1]": mixing(lambda a, r, i, o: (1, a / o)),
+        "ΔW is subtracted; merging adds it": mixing(lambda a, r, i, o: (1, -a / r)),
+        "this is ΔW alone; the base weight W is missing": mixing(lambda a, r, i, o: (0, a / r)),
+        "W is scaled too; α / r is for B A alone": mixing(lambda a, r, i, o: (a / r, a / r)),
     },
     why="One matrix of W's own shape now holds both, so the forward pass costs what the base's "
     "does; and because W was left alone, there is a way back.",
