@@ -222,9 +222,32 @@ def initialise_with_whole_b(d_out, d_in, rank):
     return torch.randn(rank, d_in) / math.sqrt(d_in), torch.zeros(d_out, rank, dtype=torch.int64)
 
 
+def inject_and_spoil(model, target, rank, alpha):
+    model.head.weight.data += 1
+    return inject_by_parents(model, target, rank, alpha)
+
+
 def freeze_and_delete(model, saved):
     freeze_by_type(model, saved)
     del model.head
+
+
+def step_of(make_optimizer, chosen="lora_"):
+    def step(model, compute_loss, lr):
+        parameters = [p for name, p in model.named_parameters() if chosen in name]
+        optimizer = make_optimizer(parameters, lr)
+        optimizer.zero_grad()
+        compute_loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def step_into_new_tensors(model, compute_loss, lr):
+    compute_loss().backward()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter = parameter - lr * parameter.grad
 
 
 WRONG = [
@@ -234,6 +257,16 @@ WRONG = [
     ("02 forward", forward_in_numpy, "and a numpy array of shape (4, 5, 7) came"),
     ("02 initialise", initialise_with_whole_b, "expected [True, True], and [True, False] came"),
     ("02 initialise", lambda o, i, r: (0.0, 0.0), "expected 'two tensors', and (0.0, 0.0) came"),
+    (
+        "02 forward",
+        lambda x, W, A, B, alpha: ex02.reference_forward(x, W + 0, A, B, alpha),
+        "a copy",
+    ),
+    ("03 inject", inject_and_spoil, "the output at the start: expected 'as before', and 'moved'"),
+    ("04 step", step_of(torch.optim.Adam), "as with Adam"),
+    ("04 step", step_of(torch.optim.AdamW), "a step of AdamW"),
+    ("04 step", step_of(torch.optim.SGD, chosen=""), "what is not wrapped moved as well"),
+    ("04 step", step_into_new_tensors, "no parameter moved"),
     ("03 freeze", freeze_and_delete, "names of the parameters: missing: head.bias"),
     ("05 merge", lambda W, A, B, alpha: (W + B @ A).numpy(), "a numpy array of shape (12, 12)"),
     ("06 choose_rate", lambda rows: rows.sort(key=str) or 0.1, "changed results, which it was"),

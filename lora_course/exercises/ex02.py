@@ -89,8 +89,8 @@ forward = Exercise(
         ),
         "the numbers are right, but no gradient reaches A and B, so they could never train; leave "
         "out torch.no_grad, .detach() and .data": without_gradient,
-        "the numbers are right, but you make B A or W + ΔW, a matrix as large as W; two thin "
-        "products, first x @ A.T and then @ B.T, need none": (
+        "the numbers are right, but a matrix as large as W is made, such as B A, W + ΔW or a copy "
+        "of W; two thin products, first x @ A.T and then @ B.T, need none": (
             lambda x, weight, A, B, alpha: x @ (weight + alpha / len(A) * B @ A).T
         ),
     },

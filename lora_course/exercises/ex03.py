@@ -80,6 +80,7 @@ def observe_inject(inject: Callable, model: nn.Module, target: str, rank: int, a
         layer.register_forward_hook(lambda layer, *_: reached.add(layer))
     kept, moved = {id(p) for p in model.parameters()}, not torch.allclose(run(model), start)
     trainable = {n for x in layers for n, p in x.named_parameters() if p.requires_grad}
+    zero = not any(layer.lora_B.any() for layer in layers)
     for layer in layers:
         for factor in (layer.lora_A, layer.lora_B):
             factor.data = torch.linspace(-1, 1, factor.numel()).view_as(factor)
@@ -88,6 +89,7 @@ def observe_inject(inject: Callable, model: nn.Module, target: str, rank: int, a
         "pretrained parameters that are gone": sum(id(p) not in kept for p in parameters),
         "LoRA layers that the forward never reaches": len(layers) - len(reached),
         "layers with LoRA": {paths.get(layer.original, "LoRA in LoRA") for layer in reached},
+        "B at the start": "zero" if zero else "not zero",
         "the output at the start": "moved" if moved else "as before",
         "the output once B is not zero": run(model),
         "what trains in the LoRA layers": trainable,
@@ -185,7 +187,7 @@ inject = Exercise(
         "is the end of a path": injecting(lambda p, t: p == t),
         "only the first match was replaced; is the return inside the loop?": only_the_first,
         "there is LoRA inside LoRA; each layer is to be wrapped once": twice,
-        "the output moved at once; B has to start at zero": injecting(wrap=with_filled_b),
+        "B does not start at zero, so the output moved at once": injecting(wrap=with_filled_b),
         "rank and alpha were not passed on to LoRALinear": (
             injecting(wrap=lambda module, rank, alpha: LoRALinear(module))
         ),
