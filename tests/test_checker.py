@@ -154,7 +154,8 @@ SAME = [(3, 3.0), (3, torch.tensor(3)), (0.1, np.float32(0.1)), (ONE, ONE.double
         ({"a": ONE}, {"a": ONE.int()}), (float("nan"), float("nan")), ({1}, {1})]  # fmt: skip
 DIFFERENT = [(3, 3.0001), (True, 1), (ONE, ONE.numpy()), (ONE, ONE[None]), (ONE, ONE + 0.1),
              ((1,), 1), ({"a": 1}, {"b": 1}), (None, 0), ("1", 1),
-             (ValueError("a"), ValueError("b")), (nn.Linear(2, 2), nn.Linear(2, 2)), (10**9, 10**9 + 1)]  # fmt: skip
+             (ValueError("a"), ValueError("b")),
+             (nn.Linear(2, 2), nn.Linear(2, 2)), (10**9, 10**9 + 1)]  # fmt: skip
 
 
 def test_what_is_the_same():
