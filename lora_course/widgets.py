@@ -21,8 +21,8 @@ from lora_lib.model import SmallTransformer
 from lora_lib.names import BASE_SCRIPT, is_latin
 from lora_lib.pretrained import adapter_directory, adapter_names, load_pretrained
 from lora_lib.rank import truncated, weight_changes
+from lora_lib.scores import transliterate
 from lora_lib.tokens import Tokenizer
-from lora_lib.training import transliterate
 
 _WIDE = {"width": "30em"}
 

@@ -21,13 +21,14 @@ from lora_lib.model import (
 from lora_lib.names import BASE_SCRIPT, SCRIPTS, load_pairs, load_spellings
 from lora_lib.pretrained import adapter_directory, adapter_names, load_pretrained
 from lora_lib.rank import analyze_weight_change_rank
+from lora_lib.scores import evaluate, transliterate
 from lora_lib.tasks import (
     SyntheticDataset,
     create_synthetic_data,
     same_town_dataset,
     same_town_pairs,
 )
-from lora_lib.training import adapt, evaluate, train_model, transliterate
+from lora_lib.training import adapt, train_model
 
 __all__ = [
     "BASE_SCRIPT",

@@ -12,7 +12,7 @@ from lora_lib.lora import LoRALinear, lora_layers
 from lora_lib.model import SmallTransformer
 from lora_lib.names import SCRIPTS, load_spellings
 from lora_lib.pretrained import ADAPTERS, adapter_directory, adapter_names
-from lora_lib.training import evaluate, transliterate
+from lora_lib.scores import evaluate, transliterate
 
 KEY = "base_model.model.blocks.0.attention.W_q.lora_A.weight"
 

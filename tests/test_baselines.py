@@ -12,7 +12,7 @@ from lora_course.experiments.counting import (
     score,
 )
 from lora_lib.names import Pair, load_pairs, load_spellings
-from lora_lib.training import score_names
+from lora_lib.scores import score_names
 
 TOY = [Pair("sha", "ша"), Pair("shi", "ши"), Pair("sa", "са"), Pair("ha", "ха"), Pair("si", "си")]
 

@@ -309,7 +309,7 @@ model, tokenizer = lora_lib.load_pretrained()
 lora_lib.load_adapter(model, lora_lib.adapter_directory("georgian"))
 print(*lora_lib.transliterate(model, tokenizer, ["Bremen"]))
 for call in (lambda: lora_lib.load_pairs("greek", "test"), lora_lib.names.cache_folder,
-             lambda: lora_lib.training.error_rate("a", ["b"])):
+             lambda: lora_lib.scores.error_rate("a", ["b"])):
     try:
         call()
     except ModuleNotFoundError as error:

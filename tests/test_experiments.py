@@ -33,8 +33,9 @@ from lora_lib.adapters import load_adapter
 from lora_lib.lora import lora_layers
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained, read_metadata
+from lora_lib.scores import Scores, evaluate
 from lora_lib.tokens import batches_by_length, pair_examples
-from lora_lib.training import Scores, evaluate, fit
+from lora_lib.training import fit
 
 ROWS = load_results()
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from lora_lib.injection import (
 from lora_lib.lora import lora_layers
 from lora_lib.model import SmallTransformer
 from lora_lib.pretrained import adapter_directory, load_pretrained
-from lora_lib.training import transliterate
+from lora_lib.scores import transliterate
 
 
 def plain(classes=3):

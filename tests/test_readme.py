@@ -19,7 +19,7 @@ from lora_lib import (
     load_spellings,
 )
 from lora_lib.pretrained import ADAPTERS, read_metadata
-from lora_lib.training import transliterate
+from lora_lib.scores import transliterate
 
 ROOT = Path(__file__).parent.parent
 README_FILE = ROOT / "README.md"

@@ -12,23 +12,19 @@ from torch.utils.data import DataLoader
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.model import SmallTransformer
 from lora_lib.names import Pair, load_pairs, load_spellings
-from lora_lib.tasks import SyntheticDataset, TokenDataset, create_synthetic_data
-from lora_lib.tokens import Example, Tokenizer, batches_by_length, make_batch, pair_examples
-from lora_lib.training import (
+from lora_lib.scores import (
     accuracy,
-    adapt,
     bits_per_character,
     classification_loss,
     error_rate,
     evaluate,
-    fit,
     language_model_loss,
     score_names,
-    train_model,
-    training_steps,
     transliterate,
-    warm_up_then_decay,
 )
+from lora_lib.tasks import SyntheticDataset, TokenDataset, create_synthetic_data
+from lora_lib.tokens import Example, Tokenizer, batches_by_length, make_batch, pair_examples
+from lora_lib.training import adapt, fit, train_model, training_steps, warm_up_then_decay
 
 VOCAB = 12
 NAMES = ["Gori", "San José", "Omsk", "Novosibirsk", "Tula", "Kazan", "Perm"]

@@ -18,7 +18,7 @@ from lora_lib.injection import merge_lora_weights, unload_lora
 from lora_lib.lora import lora_layers
 from lora_lib.pretrained import adapter_directory, adapter_names, load_pretrained
 from lora_lib.rank import with_changes_cut
-from lora_lib.training import transliterate
+from lora_lib.scores import transliterate
 
 TOWNS = ["Tbilisi", "Hrazdan"]
 LONG = "Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogoch"

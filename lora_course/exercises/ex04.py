@@ -11,8 +11,8 @@ from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import count_parameters, lora_layers
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained
+from lora_lib.scores import language_model_loss
 from lora_lib.tokens import batches_by_length, pair_examples
-from lora_lib.training import language_model_loss
 
 # --- a training step -----------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from lora_lib.model import default_device
 from lora_lib.names import BASE_SCRIPT
 from lora_lib.pretrained import load_pretrained
 from lora_lib.rank import k90, noise_like, singular_values, weight_changes, with_changes_cut
-from lora_lib.training import evaluate
+from lora_lib.scores import evaluate
 
 RESULTS = Path(__file__).parent / "results" / "change.json"
 CUTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lora_course.experiments.provenance import provenance
 from lora_lib.names import SCRIPTS, Pair, load_pairs, load_spellings
-from lora_lib.training import score_names
+from lora_lib.scores import score_names
 
 MAX_IMAGE = 3  # target letters that one source letter may map to
 _EDGE = "#"

@@ -31,8 +31,9 @@ from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.model import SmallTransformer
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained
+from lora_lib.scores import language_model_loss
 from lora_lib.tokens import IGNORE, Batch, Tokenizer, batches_by_length, pair_examples
-from lora_lib.training import fit, language_model_loss
+from lora_lib.training import fit
 
 
 def lora_model() -> tuple[SmallTransformer, Tokenizer]:

@@ -18,8 +18,9 @@ from lora_course.experiments.questions import SEEDS, Difference, lora, method, p
 from lora_course.experiments.runs import Run, chosen_rate, load_results, prepare_model
 from lora_lib.model import default_device
 from lora_lib.names import BASE_SCRIPT, SCRIPTS, SECOND_SCRIPT, load_pairs
+from lora_lib.scores import bits_per_character
 from lora_lib.tokens import Example, Tokenizer, batches_by_length, name_examples, pair_examples
-from lora_lib.training import bits_per_character, fit
+from lora_lib.training import fit
 
 RESULTS = Path(__file__).parent / "results" / "forgetting.json"
 MEASURED_AT = (0, 10, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)  # steps, and after the last one

@@ -22,6 +22,7 @@ from lora_course.experiments.provenance import provenance
 from lora_lib.model import SmallTransformer, default_device
 from lora_lib.names import BASE_SCRIPT, SCRIPTS, SECOND_SCRIPT, cache_folder, load_pairs
 from lora_lib.pretrained import BASE_FILE
+from lora_lib.scores import evaluate, language_model_loss
 from lora_lib.tokens import (
     Example,
     Tokenizer,
@@ -29,7 +30,6 @@ from lora_lib.tokens import (
     name_examples,
     pair_examples,
 )
-from lora_lib.training import evaluate, language_model_loss
 
 SHAPE = dict(d_model=128, n_heads=4, n_layers=4, max_len=96, dropout=0.1)
 STEPS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SEED = 24_000, 256, 2e-3, 0.05, 42

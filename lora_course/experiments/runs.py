@@ -18,8 +18,9 @@ from lora_lib.lora import count_parameters
 from lora_lib.model import SmallTransformer, classifier_from, default_device
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained, read_metadata
+from lora_lib.scores import accuracy, classification_loss, evaluate
 from lora_lib.tasks import same_town_dataset, same_town_pairs
-from lora_lib.training import accuracy, adamw, adapt, classification_loss, evaluate, fit
+from lora_lib.training import adamw, adapt, fit
 
 RESULTS = Path(__file__).parent / "results" / "sweep.jsonl"
 

@@ -16,7 +16,8 @@ from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.model import default_device
 from lora_lib.names import SCRIPTS, load_pairs
 from lora_lib.pretrained import ADAPTERS, load_pretrained
-from lora_lib.training import adapt, evaluate
+from lora_lib.scores import evaluate
+from lora_lib.training import adapt
 
 RANK, ALPHA, STEPS, LEARNING_RATE, SEED = 8, 16.0, 2000, 5e-3, 42
 

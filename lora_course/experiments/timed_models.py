@@ -21,8 +21,8 @@ from lora_lib.injection import (
 )
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained
+from lora_lib.scores import language_model_loss
 from lora_lib.tokens import batches_by_length, pair_examples
-from lora_lib.training import language_model_loss
 
 
 @dataclass(frozen=True)
