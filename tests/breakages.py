@@ -9,7 +9,7 @@ import sys
 import pytest
 from torch import nn
 
-from lora_lib import lora, names
+from lora_lib import injection, lora, names
 from lora_lib.lora import LoRALinear
 
 # --- the breakages -------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def freeze_the_new_head(patch):
             layer.lora_A.requires_grad_()
             layer.lora_B.requires_grad_()
 
-    _replace(patch, lora.freeze_non_lora_params, broken)
+    _replace(patch, injection.freeze_non_lora_params, broken)
 
 
 def drop_the_rank_path(patch):
@@ -67,7 +67,7 @@ def drop_the_rank_path(patch):
 
 
 def train_the_base_too(patch):
-    _replace(patch, lora.freeze_non_lora_params, lambda model: None)
+    _replace(patch, injection.freeze_non_lora_params, lambda model: None)
 
 
 def train_on_test_towns(patch):
