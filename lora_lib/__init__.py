@@ -1,15 +1,16 @@
-"""LoRA from scratch, in a small library. Read it in this order: lora, targets, checks, adapters;
-model, pretrained; names, tokens, tasks, training; rank."""
+"""LoRA from scratch, in a small library. Read it in this order: lora, injection, targets, checks,
+adapters; model, pretrained; names, tokens, tasks; scores, training; rank."""
 
 from lora_lib.adapters import load_adapter, save_adapter
 from lora_lib.injection import (
+    adapter_disabled,
     add_lora_to_model,
     freeze_non_lora_params,
     merge_lora_weights,
     unload_lora,
     unmerge_lora_weights,
 )
-from lora_lib.lora import LoRALinear, count_parameters
+from lora_lib.lora import LoRALinear, count_parameters, lora_layers
 from lora_lib.model import (
     FeedForward,
     MultiHeadAttention,
@@ -41,6 +42,7 @@ __all__ = [
     "TransformerBlock",
     "adapt",
     "adapter_directory",
+    "adapter_disabled",
     "adapter_names",
     "add_lora_to_model",
     "analyze_weight_change_rank",
@@ -54,6 +56,7 @@ __all__ = [
     "load_pairs",
     "load_pretrained",
     "load_spellings",
+    "lora_layers",
     "merge_lora_weights",
     "same_town_dataset",
     "same_town_pairs",
