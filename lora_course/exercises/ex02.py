@@ -1,109 +1,99 @@
-"""Checks for notebook 02: a forward, an initialisation, and two questions."""
+"""Exercises of notebook 02: a forward, an initialisation, and two questions."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from lora_course.exercises.checker import Choice, Exercise, Wrong
+from lora_course.exercises.checker import Builds, Choice, Exercise
 
 # --- the forward ---------------------------------------------------------------------------------
 
 
-def _test_forward(answer: Callable) -> None:
-    """On fresh numbers, with α / r away from 1, 2 and 1 / √r, and d_in ≠ d_out."""
-    d_in, d_out, rank, alpha = 10, 7, 3, 15.0
-    x = torch.randn(4, 5, d_in)
-    weight = torch.randn(d_out, d_in)
-    A = torch.randn(rank, d_in, requires_grad=True)
-    B = torch.randn(d_out, rank, requires_grad=True)
-    before = weight.clone()
-    given = _call_forward(answer, x.clone(), weight, A, B, alpha)
-    if not torch.equal(weight, before):
-        raise Wrong(
-            "your forward changed W itself, so every further call adds the change once more; "
-            "W is frozen: add to its output, not to it"
-        )
-    base = x @ weight.T
-    path = x @ A.T @ B.T
-    _diagnose_forward(given, base, path, rank, alpha)
-    if not (given.requires_grad and _reaches(given, A) and _reaches(given, B)):
-        raise Wrong(
-            "the numbers are right, but no gradient reaches A and B, so they could never train; "
-            "leave out torch.no_grad, .detach() and .data"
-        )
+def reference_forward(x: Tensor, weight: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+    return x @ weight.T + alpha / len(A) * (x @ A.T) @ B.T
 
 
-def _call_forward(answer: Callable, x, weight, A, B, alpha) -> Tensor:
-    try:
-        given = answer(x, weight, A, B, alpha)
-    except RuntimeError as error:
-        if "shape" not in str(error) and "size" not in str(error):
-            raise
-        raise Wrong(
-            f"the shapes do not fit ({error}); x is {tuple(x.shape)}, W {tuple(weight.shape)}, "
-            f"A {tuple(A.shape)}, B {tuple(B.shape)}, and all three stand transposed behind x: "
-            "x @ A.T has the rank as its last size"
-        ) from error
-    if not isinstance(given, Tensor):
-        raise Wrong(
-            f"your forward returned {type(given).__name__}, not a tensor; does it end in a return?"
-        )
-    if given.shape != (*x.shape[:-1], weight.shape[0]):
-        raise Wrong(
-            f"the output has shape {tuple(given.shape)}; it must be (…, d_out), here "
-            f"{(*x.shape[:-1], weight.shape[0])}"
-        )
-    return given
+def draw_forward() -> Iterator[tuple]:
+    """α / r is neither 1 nor 2 nor 1 / √r. No product but B A is as large as W: see Builds."""
+    for shape, d_in, d_out, rank, alpha in (((4, 5), 11, 7, 3, 15.0), ((6,), 7, 13, 5, 8.0)):
+        A, B = torch.randn(rank, d_in), torch.randn(d_out, rank)
+        A, B = A.requires_grad_(), B.requires_grad_()
+        yield torch.randn(*shape, d_in), torch.randn(d_out, d_in), A, B, alpha
 
 
-def _diagnose_forward(given: Tensor, base: Tensor, path: Tensor, rank: int, alpha: float) -> None:
-    scaling = alpha / rank
-    if _close(given, base + scaling * path):
-        return
-    wrong = {
-        "that is the frozen layer alone; the low-rank path x Aᵀ Bᵀ has to be added to it": base,
-        "that is the low-rank path alone; the frozen path x Wᵀ belongs to the output as well": (
-            scaling * path
-        ),
-        "the path is there, but not scaled: multiply it by α / r, where r is A.shape[0]": (
-            base + path
-        ),
-        "you multiplied by α and forgot to divide by the rank r = A.shape[0]": base + alpha * path,
-        "you multiplied by r / α; the scaling is the other way up, α / r": base
-        + rank / alpha * path,
-        "you divided α by √r, which is rsLoRA; here the scaling is α / r": (
-            base + alpha / math.sqrt(rank) * path
-        ),
-        "you scaled the frozen path too; α / r belongs to the low-rank path alone": (
-            scaling * (base + path)
-        ),
-        "you subtracted the change; it is added: W x + (α / r) B A x": base - scaling * path,
+def observe_forward(forward: Callable, x, weight, A, B, alpha) -> dict:
+    with Builds(weight) as watch:
+        output = forward(x, weight, A, B, alpha)
+    if not isinstance(output, Tensor):
+        return {"the output": output}
+    gradients = (None, None)
+    if output.requires_grad:
+        gradients = torch.autograd.grad(output.sum(), (A, B), allow_unused=True)
+    return {
+        "the output": output,
+        "whether gradients reach A and B": [g is not None and bool(g.any()) for g in gradients],
+        "whether a matrix of the size of W is made": watch.found,
     }
-    for message, output in wrong.items():
-        if _close(given, output):
-            raise Wrong(message)
-    difference = (given - base - scaling * path).abs().max().item()
-    raise Wrong(
-        f"the output is off by up to {difference:.3g}; compare it, piece by piece, with "
-        "x Wᵀ + (α / r) x Aᵀ Bᵀ, and take r from A.shape[0], d_in from nothing"
-    )
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a.detach(), b.detach(), rtol=1e-3, atol=1e-3)
+def mixing(weights: Callable[[float, int, int, int], tuple[float, float]]) -> Callable:
+    """A forward that adds its two paths with `weights`, of (α, r, d_in, d_out)."""
+
+    def wrong(x, weight, A, B, alpha):
+        frozen, path = weights(alpha, *A.shape, len(B))
+        return frozen * (x @ weight.T) + path * (x @ A.T @ B.T)
+
+    return wrong
 
 
-def _reaches(output: Tensor, leaf: Tensor) -> bool:
-    (gradient,) = torch.autograd.grad(output.sum(), leaf, retain_graph=True, allow_unused=True)
-    return gradient is not None and gradient.any().item()
+def changes_the_weight(x, weight, A, B, alpha):
+    weight += alpha / len(A) * (B @ A).detach()
+    return x @ weight.T
+
+
+def without_gradient(x, weight, A, B, alpha):
+    with torch.no_grad():
+        return reference_forward(x, weight, A, B, alpha)
 
 
 forward = Exercise(
     "02 forward",
-    _test_forward,
-    contract="forward(x, weight, A, B, alpha) returns the layer's output, a tensor (…, d_out).",
+    reference_forward,
+    draw_forward,
+    observe=observe_forward,
+    mistakes={
+        "the shapes do not fit: W, A and B stand transposed behind x": (
+            lambda x, weight, A, B, alpha: x @ weight + x @ A @ B
+        ),
+        "your forward changed W itself, so every call adds more; add to its output, not to it": (
+            changes_the_weight
+        ),
+        "that is half of the path: x Aᵀ has r numbers a row, and Bᵀ makes it wide again": (
+            lambda x, weight, A, B, alpha: x @ A.T
+        ),
+        "that is the frozen layer alone; add the path x Aᵀ Bᵀ": mixing(lambda a, r, i, o: (1, 0)),
+        "that is the path alone; add the frozen x Wᵀ": mixing(lambda a, r, i, o: (0, a / r)),
+        "the path is not scaled: multiply it by α / r": mixing(lambda a, r, i, o: (1, 1)),
+        "you multiplied by α alone; divide by r = A.shape[0]": mixing(lambda a, r, i, o: (1, a)),
+        "you multiplied by r / α; the scaling is α / r": mixing(lambda a, r, i, o: (1, r / a)),
+        "you divided α by √r, as rsLoRA does; here it is r": (
+            mixing(lambda a, r, i, o: (1, a / math.sqrt(r)))
+        ),
+        "you divided α by d_in; the rank is A.shape[0]": mixing(lambda a, r, i, o: (1, a / i)),
+        "you divided α by d_out; the rank is B.shape[1]": mixing(lambda a, r, i, o: (1, a / o)),
+        "you subtracted the change; it is added": mixing(lambda a, r, i, o: (1, -a / r)),
+        "you scaled the frozen path too; α / r is for B A alone": (
+            mixing(lambda a, r, i, o: (a / r, a / r))
+        ),
+        "the numbers are right, but no gradient reaches A and B, so they could never train; leave "
+        "out torch.no_grad, .detach() and .data": without_gradient,
+        "the numbers are right, but a matrix as large as W is made, such as B A, W + ΔW or a copy "
+        "of W; two thin products, first x @ A.T and then @ B.T, need none": (
+            lambda x, weight, A, B, alpha: x @ (weight + alpha / len(A) * B @ A).T
+        ),
+    },
     why="This is the whole of LoRALinear.forward but for merging and dropout; gradients reach A "
     "and B, and nothing of the size of W is ever built.",
     hints=[
@@ -118,62 +108,94 @@ forward = Exercise(
 # --- the initialisation --------------------------------------------------------------------------
 
 
-def _test_initialise(answer: Callable) -> None:
-    d_out, d_in, rank = 48, 512, 4
-    A, B = _factors(answer(d_out, d_in, rank), d_out, d_in, rank)
-    a_zero, b_zero = not A.any(), not B.any()
-    if a_zero and b_zero:
-        raise Wrong(
-            "both factors are zero: the output is the base model's, but A's gradient contains B "
-            "and B's contains A, so both stay zero for ever; start one of them at random"
-        )
-    if a_zero:
-        raise Wrong(
-            "this starts at the base model and would train, but it is the other way round from "
-            "the paper and from every library that reads your adapters: A random, B zero"
-        )
-    if not b_zero:
-        raise Wrong(
-            "with both factors different from zero, B A is not zero: the layer changes the model "
-            "before it has learned anything; make B zero"
-        )
-    if torch.linalg.matrix_rank(A.double()) < rank:
-        raise Wrong(
-            "the rows of A are equal or depend on each other; equal rows get equal gradients, so "
-            f"the change could never use all of its rank {rank}: draw every entry at random"
-        )
-    spread = A.std().item() * math.sqrt(d_in)
-    if spread > 8:
-        raise Wrong(
-            f"the entries of A are so large that A x is about {spread:.0f} times as large as x's "
-            "entries (a sum over d_in of them); divide by √d_in, as kaiming_uniform_ does"
-        )
+def draw_initialise() -> Iterator[tuple[int, int, int]]:
+    yield from ((48, 512, 4), (20, 400, 8))
 
 
-def _factors(given, d_out: int, d_in: int, rank: int) -> tuple[Tensor, Tensor]:
-    if given is None:
-        raise Wrong("your function returned None; end it with return A, B")
-    if not (isinstance(given, tuple | list) and len(given) == 2):
-        raise Wrong("return two tensors, A and B")
+def observe_initialise(initialise: Callable, d_out: int, d_in: int, rank: int) -> dict:
+    """What matters about random factors, in words and counts."""
+    given = initialise(d_out, d_in, rank)
+    pair = isinstance(given, tuple | list) and len(given) == 2
+    if not (pair and all(isinstance(factor, Tensor) for factor in given)):
+        return {"the result": given}
     A, B = given
-    if not (isinstance(A, Tensor) and isinstance(B, Tensor)):
-        raise Wrong("A and B must be tensors (nn.Parameter is one too)")
-    shapes = tuple(A.shape), tuple(B.shape)
-    if shapes == ((d_out, rank), (rank, d_in)):
-        raise Wrong("these are B and A; return A first, with shape (rank, d_in)")
-    if shapes != ((rank, d_in), (d_out, rank)):
-        raise Wrong(
-            f"A has shape {shapes[0]} and B {shapes[1]}; for d_out {d_out}, d_in {d_in} and rank "
-            f"{rank}, A is (rank, d_in) = {(rank, d_in)} and B (d_out, rank) = {(d_out, rank)}: "
-            "A makes the input small, B makes it wide again"
-        )
-    return A.detach(), B.detach()
+    facts = {
+        "the result": "two tensors",
+        "the shapes of A and B": [tuple(A.shape), tuple(B.shape)],
+        "whether A and B are floating-point": [A.is_floating_point(), B.is_floating_point()],
+    }
+    if A.shape != (rank, d_in) or not A.is_floating_point():
+        return facts
+    A = A.detach().double()
+    zero = {"A": not A.any(), "B": not B.any()}
+    size = A.square().mean().sqrt().item() * math.sqrt(d_in)  # about ‖A x‖ / ‖x‖ · √(d_in / r)
+    negative = (A < 0).double().mean().item()
+    return facts | {
+        "which factor is zero": [name for name, is_zero in zero.items() if is_zero],
+        "the size of A x": "far smaller" if size < 0.1 else "as x" if size < 8 else "far larger",
+        "the number of inputs that A reads": int((A != 0).any(dim=0).sum()),
+        "the rank of A": torch.linalg.matrix_rank(A).item(),
+        "the signs in A": "both" if 0.25 < negative < 0.75 else "mostly one",
+        "a second call": "the same A" if same_again(initialise, A) else "another A",
+    }
+
+
+def same_again(initialise: Callable, A: Tensor) -> bool:
+    d_out, (rank, d_in) = 5, A.shape
+    return torch.equal(initialise(d_out, d_in, rank)[0].detach().double(), A)
+
+
+def reference_initialise(d_out: int, d_in: int, rank: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(rank, d_in) / math.sqrt(d_in), torch.zeros(d_out, rank)
+
+
+def starting_with(make_a: Callable[[int, int], Tensor], b: float = 0.0) -> Callable:
+    """An initialisation with another A, made of (rank, d_in), and `b` in every entry of B."""
+    return lambda d_out, d_in, rank: (make_a(rank, d_in), torch.full((d_out, rank), b))
+
+
+def seeded(rank: int, d_in: int) -> Tensor:
+    return torch.randn(rank, d_in, generator=torch.Generator().manual_seed(0)) / math.sqrt(d_in)
 
 
 initialise = Exercise(
     "02 initialise",
-    _test_initialise,
-    contract="initialise(d_out, d_in, rank) returns A, (rank, d_in), and B, (d_out, rank).",
+    reference_initialise,
+    draw_initialise,
+    observe=observe_initialise,
+    mistakes={
+        "these are B and A; return A first, with shape (rank, d_in)": lambda d_out, d_in, rank: (
+            reference_initialise(d_out, d_in, rank)[::-1]
+        ),
+        "both shapes are turned round: A is (rank, d_in), B is (d_out, rank)": (
+            lambda d_out, d_in, rank: (torch.randn(d_in, rank), torch.zeros(rank, d_out))
+        ),
+        "A holds whole numbers, which can have no gradient; draw floating-point ones": (
+            starting_with(lambda r, d_in: torch.randint(-1, 2, (r, d_in)))
+        ),
+        "both factors are zero, and each has the other in its gradient, so both stay zero; start A "
+        "at random": starting_with(torch.zeros),
+        "this would train, but it is the other way round from the paper and every library that "
+        "reads your adapters: A random, B zero": starting_with(torch.zeros, b=1.0),
+        "B is not exactly zero, so the layer changes the model before it has learned anything": (
+            starting_with(seeded, b=1e-9)
+        ),
+        "A is so large that A x is many times as large as x; divide by √d_in": (
+            starting_with(torch.randn)
+        ),
+        "A is so small that hardly anything of x, and of B's gradient, comes through; divide by "
+        "√d_in and no further": starting_with(lambda r, d_in: 1e-9 * torch.randn(r, d_in)),
+        "A reads only some of the inputs, as the identity does; draw every entry at random": (
+            starting_with(torch.eye)
+        ),
+        "the rows of A depend on each other, so B A could never use all of its rank; draw every "
+        "entry at random": starting_with(lambda r, d_in: torch.ones(r, d_in) / math.sqrt(d_in)),
+        "nearly all of A has one sign, so all its rows see much the same, the mean of x; draw "
+        "around zero": starting_with(lambda r, d_in: torch.rand(r, d_in) / math.sqrt(d_in)),
+        "A is the same at every call, so layers of one shape would start alike; draw it anew": (
+            starting_with(seeded)
+        ),
+    },
     why="B = 0 makes the start an exact no-op, and a random A of full rank lets B's gradient "
     "through on the first step.",
     hints=[
@@ -192,21 +214,17 @@ first_step = Choice(
     "A colleague starts the other way round, A zero and B random, and takes one step of plain SGD. "
     "After one optimizer step, which of A, B changed?",
     {
-        "a": "only B, as always on the first step",
-        "b": "only A",
-        "c": "A and B",
-        "d": "neither: with a factor at zero nothing moves",
+        "only B, as always on the first step": "that holds for the usual start; it is no property "
+        "of B. Look at the formulas: B's gradient is s G Aᵀ, and here A is the one that is zero",
+        "only A": "A's gradient is s Bᵀ G, which a random B lets through; B's is s G Aᵀ, zero "
+        "while A is: the factor that starts at zero is the one that moves first.",
+        "A and B": "B's gradient is s G Aᵀ, and A is zero on this step; B moves from the second "
+        "step on",
+        "neither: with a factor at zero nothing moves": "that needs both factors at zero. Each "
+        "gradient contains the other factor: A's, s Bᵀ G, contains B, which is random here",
     },
     right="b",
-    why="A's gradient is s Bᵀ G, which a random B lets through; B's is s G Aᵀ, zero while A is: "
-    "the factor that starts at zero is the one that moves first.",
-    misconceptions={
-        "a": "that holds for the usual start; it is no property of B. Look at the formulas: B's "
-        "gradient is s G Aᵀ, and here A is the one that is zero",
-        "c": "B's gradient is s G Aᵀ, and A is zero on this step; B moves from the second step on",
-        "d": "that needs both factors at zero. Each gradient contains the other factor: A's, "
-        "s Bᵀ G, contains B, which is random here",
-    },
+    hint="Write down both gradients, s G Aᵀ for B and s Bᵀ G for A, and put A = 0 into them.",
 )
 
 scaling = Choice(
@@ -214,18 +232,17 @@ scaling = Choice(
     "You raise the rank from r = 8 to r = 32 and leave α = 16. What happens to the factor in front "
     "of B A?",
     {
-        "a": "it stays 2: α fixes it",
-        "b": "it falls from 2 to 0.5",
-        "c": "it rises from 2 to 8, since the rank is four times as large",
-        "d": "it changes, but Adam takes no notice: it rescales every gradient anyway",
+        "it stays 2: α fixes it": "α is the numerator alone; the factor is α / r, 16 / 8 and then "
+        "16 / 32",
+        "it falls from 2 to 0.5": "The factor is α / r; a rank raised at a fixed α is also a "
+        "change four times weaker, so two ranks compared at one α and one learning rate differ in "
+        "more than rank.",
+        "it rises from 2 to 8, since the rank is four times as large": "the rank divides, it does "
+        "not multiply: 16 / 8 = 2 and then 16 / 32",
+        "it changes, but Adam takes no notice: it rescales every gradient anyway": "Adam makes the "
+        "step of B independent of the gradient's size, but the output still gets that step "
+        "multiplied by α / r, as the last table shows",
     },
     right="b",
-    why="The factor is α / r; a rank raised at a fixed α is also a change four times weaker, so "
-    "two ranks compared at one α and one learning rate differ in more than rank.",
-    misconceptions={
-        "a": "α is the numerator alone; the factor is α / r, 16 / 8 and then 16 / 32",
-        "c": "the rank divides, it does not multiply: 16 / 8 = 2 and then 16 / 32",
-        "d": "Adam makes the step of B independent of the gradient's size, but the output still "
-        "gets that step multiplied by α / r, as the last table shows",
-    },
+    hint="Work out α / r twice, for r = 8 and for r = 32.",
 )
