@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="notebooks at once")
     parser.add_argument("notebooks", type=Path, nargs="*", help="the seven if none is named")
     arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= {"OMP_NUM_THREADS": "1", "LORA_LIB_PROGRESS": "off"}
     paths = arguments.notebooks or sorted(HERE.glob("0*.ipynb"))
     measured: dict[Claim, list[float]] = defaultdict(list)
     broken = []

@@ -23,6 +23,7 @@ torch.set_num_threads(1)  # more of them crawl as soon as anything else runs on 
 # Set here, not in a fixture: nbval's kernels and programs that a test starts inherit it.
 CACHE = tempfile.TemporaryDirectory(prefix="lora_lib_tests_")
 os.environ["LORA_LIB_CACHE"] = CACHE.name
+os.environ["LORA_LIB_PROGRESS"] = "off"
 
 
 def pytest_unconfigure():

@@ -74,7 +74,7 @@ def test_marks_and_what_the_feedback_says(folder):
         for output in cell.get("outputs", ())
         if output.output_type == "error" and cell.metadata.nbgrader.grade
     }
-    assert "return two things" in said.pop("lora_on")
-    assert "counts were equal in one comparison only" in said.pop("conclude_targets")
+    assert "expected 'a model and a number', and 'a model' came" in said.pop("lora_on")
+    assert "one run that learns is enough" in said.pop("conclude_targets")
     assert said.pop("conclude_budget") == "name 'conclusion_2' is not defined"
-    assert len(said) == 7 and set(said.values()) == {"not attempted"}
+    assert len(said) == 7 and all(text.startswith("not attempted") for text in said.values())

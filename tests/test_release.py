@@ -12,7 +12,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 CELLS = [
     cell for path in sorted(NOTEBOOKS.glob("*.ipynb")) for cell in nbformat.read(path, 4).cells
 ]
-CALL = re.compile(r"^exercises\.\w+(\[\S+\])?\(|^quiz\.after\(", re.MULTILINE)
+CALL = re.compile(r"^exercises\.\w+\(|^quiz\.after\(", re.MULTILINE)
 
 
 def test_the_learners_cells_are_those_of_the_solutions_in_their_order():
@@ -26,9 +26,7 @@ def test_every_exercise_is_asked_in_a_cell_that_has_a_solution():
     assert asked and {cell.id for cell in asked} <= release.student_cells().keys()
     sources = "\n".join(cell.source for cell in asked)
     for exercise in everything():
-        name = exercise.name.partition(" ")[2]
-        call = f'diagnose["{name[-1]}"]' if name.startswith("run ") else name
-        assert f"exercises.{call}(" in sources, exercise.name
+        assert f"exercises.{exercise.name.partition(' ')[2]}(" in sources, exercise.name
 
 
 SOLUTION = f"""\
