@@ -3,15 +3,13 @@
 import nbgrader.preprocessors as pre
 from nbgrader.utils import is_solution
 
+from lora_course.exercises.release import student_source
+
 
 class ClearSolutions(pre.ClearSolutions):
     """As in the learners' notebooks: a stub in a function; of a letter only its None is left."""
 
     def preprocess_cell(self, cell, resources, cell_index):
-        from lora_course.exercises.release import (
-            student_source,
-        )  # seconds, which grading can do without
-
         if is_solution(cell):
             cell.source = student_source(cell.source)
         return cell, resources

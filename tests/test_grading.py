@@ -1,4 +1,4 @@
-"""A class is graded with nbgrader: the release version, three submissions, their marks."""
+"""A class is graded with nbgrader: what is handed out, two submissions, their marks."""
 
 import csv
 import os
@@ -14,80 +14,67 @@ from lora_course.exercises import release
 
 ROOT = Path(__file__).parent.parent
 NAME = release.ASSIGNMENT
-DONE_BY_HALF = ("lora_on", "rank_for_budget", "swap", "conclude_targets", "conclude_budget")
-
-
-def nbgrader(course, *arguments):
-    """As an instructor with the environment activated: nbgrader looks for alembic on the path."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(course)}
-    environment.pop("LORA_LIB_STRICT", None)
-    command = [sys.executable, "-m", "nbgrader", *arguments]
-    done = subprocess.run(command, cwd=course, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+MISTAKES = {  # instead of what the learner was given
+    "lora_on": "def lora_on(names, rank):\n    return load_pretrained()[0]",
+    "conclude_targets": 'conclusion_1 = "c"',  # which would be right in the next exercise
+    "conclude_budget": "",
+    "quiz": 'from lora_course.exercises import quiz\n\nanswers = "dbac------"',
+}
 
 
 @pytest.fixture(scope="module")
-def course(tmp_path_factory):
-    """A course in which three learners have handed in: all right, nothing, and half."""
+def folder(tmp_path_factory):
+    """Of a course in which two learners have handed in: all of it right, and none of it."""
     course = tmp_path_factory.mktemp("course")
     shutil.copy(ROOT / "grading" / "nbgrader_config.py", course)
     release.write_assignment(course)
     nbgrader(course, "generate_assignment", NAME)
-    perfect, empty = (
-        nbformat.read(course / folder / NAME / f"{NAME}.ipynb", as_version=4)
-        for folder in ("source", "release")
-    )
-    half = nbformat.from_dict(empty)
-    solved = {cell.metadata.nbgrader.grade_id: cell.source for cell in perfect.cells}
-    for cell in half.cells:
-        if cell.metadata.nbgrader.grade_id in DONE_BY_HALF:
-            cell.source = solved[cell.metadata.nbgrader.grade_id]
-        cell.source = cell.source.replace('"----------"', '"dbac------"')
-    for learner, notebook in {"perfect": perfect, "empty": empty, "half": half}.items():
-        folder = course / "submitted" / learner / NAME
-        folder.mkdir(parents=True)
-        nbformat.write(notebook, folder / f"{NAME}.ipynb")
+    wrong = read(course / "release")
+    for cell in wrong.cells:
+        cell.source = MISTAKES.get(cell.metadata.nbgrader.grade_id, cell.source)
+    for learner, notebook in {"right": read(course / "source"), "wrong": wrong}.items():
+        path = course / "submitted" / learner / NAME / f"{NAME}.ipynb"
+        path.parent.mkdir(parents=True)
+        nbformat.write(notebook, path)
     nbgrader(course, "autograde", NAME)
     nbgrader(course, "export")
     return course
 
 
-def test_the_release_holds_no_solution_and_no_hidden_test(course):
-    released = nbformat.read(course / "release" / NAME / f"{NAME}.ipynb", as_version=4)
-    text = "\n".join(cell.source for cell in released.cells)
-    for secret in ("SOLUTION", "HIDDEN", ".grade(", ".score(", "freeze_non_lora_params(model)"):
-        assert secret not in text.partition("## Exercise 1")[2], secret
-    assert text.count(release.STUB) == 5
-    assert text.count("conclusion = None") == 5
+def nbgrader(course, *arguments):
+    """As an instructor with the environment activated: nbgrader looks for alembic on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(course)}
+    env["LORA_LIB_STRICT"] = "0"
+    subprocess.run([sys.executable, "-m", "nbgrader", *arguments], cwd=course, env=env, check=True)
 
 
-def test_the_learners_cells_are_those_of_the_notebook(course):
-    released = nbformat.read(course / "release" / NAME / f"{NAME}.ipynb", as_version=4)
-    learners = release.student_cells()
-    for cell in released.cells:
-        if cell.id in learners:
-            assert cell.source == learners[cell.id]
+def read(folder):
+    return nbformat.read(folder / NAME / f"{NAME}.ipynb", 4)
 
 
-def test_the_marks_are_full_none_and_half(course):
-    with (course / "grades.csv").open(encoding="utf-8") as file:
-        marks = {row["student_id"]: row for row in csv.DictReader(file)}
-    assert {name: float(row["score"]) for name, row in marks.items()} == {
-        "perfect": 40,
-        "empty": 0,
-        "half": 20,
-    }
-    assert {float(row["max_score"]) for row in marks.values()} == {40}
+def test_what_is_handed_out_holds_no_solution_and_no_hidden_test(folder):
+    cells, learners = read(folder / "release").cells, release.student_cells()
+    text = "\n".join(cell.source for cell in cells)
+    for secret in ("SOLUTION", "HIDDEN", ".grade(", "score(", "claim(", "ipynb)", "model, _ ="):
+        assert secret not in text, secret
+    assert text.count(release.STUB) == 5 and not any(cell.get("outputs") for cell in cells)
+    assert all(cell.source == learners.get(cell.id, cell.source) for cell in cells)
 
 
-def test_a_wrong_or_missing_answer_is_told_why(course):
-    graded = nbformat.read(course / "autograded" / "half" / NAME / f"{NAME}.ipynb", as_version=4)
+def test_marks_and_what_the_feedback_says(folder):
+    with (folder / "grades.csv").open(encoding="utf-8") as file:
+        marks = {
+            row["student_id"]: (row["score"], row["max_score"]) for row in csv.DictReader(file)
+        }
+    assert marks == {"right": ("40.0", "40.0"), "wrong": ("4.0", "40.0")}
     said = {
-        cell.metadata.nbgrader.grade_id: output.evalue
-        for cell in graded.cells
+        cell.metadata.nbgrader.grade_id.removeprefix("grade-"): output.evalue
+        for cell in read(folder / "autograded" / "wrong").cells
         for output in cell.get("outputs", ())
-        if output.output_type == "error"
+        if output.output_type == "error" and cell.metadata.nbgrader.grade
     }
-    missing = ("change_ranks", "quantise", "conclude_swap", "conclude_ranks", "conclude_quantise")
-    assert said == {f"grade-{name}": "not attempted" for name in missing}
+    assert "expected 'a model and a number', and 'a model' came" in said.pop("lora_on")
+    assert "one run that learns is enough" in said.pop("conclude_targets")
+    assert said.pop("conclude_budget") == "name 'conclusion_2' is not defined"
+    assert len(said) == 7 and all(text.startswith("not attempted") for text in said.values())

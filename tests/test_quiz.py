@@ -1,95 +1,67 @@
-"""The two quizzes: parallel, scored, and never raising."""
+"""The two quizzes: parallel, scored, explained, and never raising."""
 
 import pytest
 
-from lora_course.exercises import progress, quiz
+from lora_course.exercises import quiz
 
-QUIZZES = [quiz.before, quiz.after]
-both = pytest.mark.parametrize("sitting", QUIZZES, ids=lambda sitting: sitting.name)
+SITTINGS = {"before": quiz.before, "after": quiz.after}
+every_sitting = pytest.mark.parametrize("sitting", SITTINGS)
 
 
 def key(sitting):
-    return "".join(question.right for question in sitting.questions)
+    return "".join(question["right"] for question in quiz.questions(sitting))
 
 
 def wrong(sitting):
     """Ten letters, none of them right."""
-    return "".join(next(x for x in q.options if x != q.right) for q in sitting.questions)
+    return "".join("b" if letter == "a" else "a" for letter in key(sitting))
 
 
 def test_the_two_are_parallel():
-    assert len(quiz.IDEAS) == len(quiz.before.questions) == len(quiz.after.questions) == 10
-    for one, other in zip(quiz.before.questions, quiz.after.questions, strict=True):
-        assert one.question != other.question
-        assert not set(one.options.values()) & set(other.options.values())
+    before, after = map(quiz.questions, SITTINGS)
+    assert len(before) == len(after) == 10
+    for one, other in zip(before, after, strict=True):
+        assert one["idea"] == other["idea"] and one["question"] != other["question"]
+        assert not set(one["options"].values()) & set(other["options"].values())
 
 
-@both
-def test_every_question_has_four_options_and_a_misconception_for_each_wrong_one(sitting):
-    for question in sitting.questions:
-        assert list(question.options) == list("abcd")
-        assert question.misconceptions.keys() == question.options.keys() - {question.right}
-        assert len(set(question.misconceptions.values())) == 3
-
-
-@both
-def test_neither_letters_nor_lengths_give_the_answers_away(sitting):
-    letters = key(sitting)
+@every_sitting
+def test_every_option_has_a_reason_and_none_gives_itself_away(sitting):
+    questions, letters = quiz.questions(sitting), key(sitting)
+    for question in questions:
+        assert list(question["options"]) == list(question["because"]) == list("abcd")
+        assert len(set(question["because"].values())) == 4
     assert max(letters.count(letter) for letter in "abcd") <= 3
-    longest = [max(q.options, key=lambda x, q=q: len(q.options[x])) for q in sitting.questions]
-    assert sum(x == q.right for x, q in zip(longest, sitting.questions, strict=True)) <= 4
+    longest = [max(q["options"], key=lambda x, q=q: len(q["options"][x])) for q in questions]
+    assert sum(x == right for x, right in zip(longest, letters, strict=True)) <= 4
 
 
-@both
+@every_sitting
 def test_it_is_scored(sitting, capsys):
-    for answers, score in [
-        (key(sitting), 10),
-        (wrong(sitting), 0),
-        (key(sitting)[:4] + "-" * 6, 4),
-        (" ".join(key(sitting).upper()), 10),
-    ]:
-        sitting(answers)
+    right = key(sitting)
+    cases = {right: 10, wrong(sitting): 0, right[:4] + "-" * 6: 4, " ".join(right.upper()): 10}
+    for answers, score in cases.items():
+        SITTINGS[sitting](answers)
         assert f"{score} of 10 are right" in capsys.readouterr().out
-        assert sitting.score(answers) == score
+        assert quiz.score(sitting, answers) == score
 
 
-@both
-@pytest.mark.parametrize("answers", ["", "abc", "e" * 10, "a" * 11, None, 3, ["a"] * 10])
-def test_what_is_not_ten_letters_is_told_so(sitting, answers, capsys):
-    sitting(answers)
+@every_sitting
+@pytest.mark.parametrize("answers", ["-" * 10, "", "abc", "e" * 10, "a" * 11, None, 3, ["a"] * 10])
+def test_what_is_no_answer_shows_the_questions_alone(sitting, answers, capsys):
+    SITTINGS[sitting](answers)
     out = capsys.readouterr().out
-    assert "Write ten letters from a to d" in out and "of 10" not in out
-    assert sitting.score(answers) == 0
-
-
-@both
-def test_untouched_it_is_not_attempted_and_shows_the_questions(sitting, capsys):
-    sitting("-" * 10)
-    out = capsys.readouterr().out
-    assert "Not attempted yet." in out
-    for number in range(1, 11):
-        assert f"\n{number}. " in "\n" + out
+    assert "Not attempted yet." in out and "Right is" not in out and "of 10" not in out
+    assert all(f"\n{number}. " in "\n" + out for number in range(1, 11))
+    assert quiz.score(sitting, answers) == 0
 
 
 def test_only_the_second_explains_unless_asked(capsys):
-    quiz.before(wrong(quiz.before))
-    assert "Not right" not in capsys.readouterr().out
-    quiz.before(wrong(quiz.before), explain=True)
-    assert capsys.readouterr().out.count("Not right: ") == 10
-    quiz.after(wrong(quiz.after))
-    assert capsys.readouterr().out.count("Not right: ") == 10
-    quiz.after(key(quiz.after))
-    assert capsys.readouterr().out.count("Right. ") == 10
-
-
-def test_both_sittings_are_shown_side_by_side(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_LIB_PROGRESS", str(tmp_path / "progress.json"))
-    tables = []
-    monkeypatch.setattr(quiz, "show_table", lambda columns, rows: tables.append((columns, rows)))
-    quiz.before("-" * 9 + key(quiz.before)[9])
-    quiz.after(key(quiz.after)[0] + wrong(quiz.after)[1:])
-    assert tables[0][0] == ["idea", "notebook", "before"]
-    columns, rows = tables[1]
-    assert columns == ["idea", "notebook", "before", "after"]
-    assert rows[0][2:] == ["—", "right"] and rows[9][2:] == ["right", "not right"]
-    assert progress.quiz_answers("before") == "-" * 9 + key(quiz.before)[9]
+    quiz.before(wrong("before"))
+    assert "Right is" not in capsys.readouterr().out
+    quiz.before(wrong("before"), explain=True)
+    out = capsys.readouterr().out
+    assert out.count("Not right: ") == out.count("Right is ") == 10
+    quiz.after(key("after")[:9] + "-")
+    out = capsys.readouterr().out
+    assert "Not right: " not in out and out.count("Right is ") == 10

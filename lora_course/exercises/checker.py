@@ -103,7 +103,8 @@ class Exercise(Check):
         self.observe, self.may_change = observe, may_change
 
     def judge(self, answer) -> str | None:
-        to_do = f"Write the function and run the cell again; exercises.{self.name[3:]}.hint() helps"
+        name = self.name.partition(" ")[2]
+        to_do = f"Write the function and run the cell again; exercises.{name}.hint() helps"
         if answer is None:
             raise NotAttempted(f"{to_do}.")
         if not callable(answer):

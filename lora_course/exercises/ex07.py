@@ -1,223 +1,237 @@
-"""Checks of notebook 07: five exercises, and what their results support."""
+"""Exercises of notebook 07: five functions to write, and what their results support.
+
+A helper such as `swapped()` makes the right function, and with another part a wrong one.
+"""
 
 import copy
 import random
-import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
-from lora_course.exercises.checker import Choice, Exercise, Wrong
+from lora_course.exercises.checker import Choice, Exercise
+from lora_course.exercises.factors import kinds, numbers_that_train, set_factors
 from lora_lib.adapters import load_adapter, save_adapter
-from lora_lib.injection import add_lora_to_model, merge_lora_weights
-from lora_lib.lora import LoRALinear, count_parameters, lora_layers
+from lora_lib.injection import (
+    add_lora_to_model,
+    freeze_non_lora_params,
+    merge_lora_weights,
+    unload_lora,
+)
+from lora_lib.lora import count_parameters, lora_layers
 from lora_lib.model import SmallTransformer
 from lora_lib.pretrained import load_pretrained
-from lora_lib.rank import k90, singular_values, weight_changes
+from lora_lib.rank import k90, singular_values, stable_rank, weight_changes
 
 # --- 1: other target modules ---------------------------------------------------------------------
 
-LINEAR_NAMES = ("W_q", "W_k", "W_v", "W_o", "linear1", "linear2")
 
-
-def _test_lora_on(learner) -> None:
-    rank = random.choice((2, 3, 5, 7))
-    model = _check_lora_on(learner, ("W_k", "W_o"), rank)
-    second = _check_lora_on(learner, tuple(random.sample(LINEAR_NAMES, 3)), rank + 1)
-    if second is model:
-        raise Wrong("two calls returned one and the same model; take a fresh base inside")
-
-
-def _check_lora_on(learner, names: tuple[str, ...], rank: int) -> nn.Module:
-    try:
-        result = learner(names, rank)
-    except ValueError as error:
-        if "has LoRA layers already" in str(error):
-            raise Wrong(
-                "the model has the LoRA layers of an earlier call: take a fresh base inside the "
-                "function, with load_pretrained()"
-            ) from None
-        raise
-    if result is None:
-        raise NotImplementedError
-    pair = isinstance(result, tuple | list) and len(result) == 2
-    if not (pair and isinstance(result[0], nn.Module)):
-        raise Wrong("return two things, the model and its number of trainable parameters")
-    model, count = result
-    layers = {p: m for p, m in model.named_modules() if isinstance(m, LoRALinear)}
-    if not layers:
-        raise Wrong("the model you returned has no LoRA layers")
-    found = {path.rpartition(".")[2] for path in layers}
-    if found != set(names):
-        more = " (the default targets: names was not passed on)" if found == {"W_q", "W_v"} else ""
-        raise Wrong(f"asked for {sorted(names)}, LoRA sits on {sorted(found)}{more}")
-    ranks = {layer.rank for layer in layers.values()}
-    if ranks != {rank}:
-        raise Wrong(f"asked for rank {rank}, found {sorted(ranks)}; pass rank on")
-    scaling = next(iter(layers.values())).scaling
-    if abs(scaling - 2) > 1e-6:
-        raise Wrong(
-            f"alpha / rank is {scaling:.3g} and should be 2: alpha has to be computed from the "
-            "rank, or two ranks differ in step size too"
-        )
-    trainable = [n for n, p in model.named_parameters() if p.requires_grad]
-    loose = [n for n in trainable if not n.endswith((".lora_A", ".lora_B"))]
-    if loose:
-        raise Wrong(f"{loose[0]} still trains, so this is not LoRA alone; freeze the base")
-    if len(trainable) != 2 * len(layers):
-        raise Wrong("some LoRA factors do not require a gradient, so they cannot be trained")
-    expected = sum(rank * sum(layer.weight.shape) for layer in layers.values())
-    if count == count_parameters(model):
-        raise Wrong("you counted every parameter; count those with requires_grad only")
-    if count != expected:
-        raise Wrong(f"the factors hold {expected:,} parameters, you returned {count!r}")
-    base, tokenizer = load_pretrained()
+@cache
+def shipped_base() -> tuple[nn.Module, Tensor, Tensor]:
+    """The pretrained base, a prompt, and what the base makes of it."""
+    model, tokenizer = load_pretrained()
     prompt = torch.tensor([tokenizer.prompt("Hrazdan")])
-    with torch.inference_mode():
-        same = torch.allclose(model.cpu().eval()(prompt), base(prompt), atol=1e-4)
-    if not same:
-        raise Wrong("untrained LoRA changes nothing, but this model does not answer as the base")
+    with torch.no_grad():
+        return model, prompt, model(prompt).double()
+
+
+def with_lora(names, rank, alpha=None, calls=1):
+    model = copy.deepcopy(shipped_base()[0])
+    for _ in range(calls):
+        add_lora_to_model(model, rank, alpha or 2.0 * rank, names)
+    freeze_non_lora_params(model)
+    return model, count_parameters(model, only_trainable=True)
+
+
+def but(change: Callable) -> Callable:
+    return lambda names, rank: change(*with_lora(names, rank))
+
+
+def restart(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            nn.init.normal_(parameter)
     return model
+
+
+def draw_targets() -> Iterator[tuple]:
+    yield random.choice((("W_k", "W_o"), ("W_k", "linear1", "W_o"))), random.choice((3, 5, 7))
+
+
+@torch.no_grad()
+def observe_targets(function: Callable, names: tuple[str, ...], rank: int) -> dict:
+    result, again = function(names, rank), function(names, rank)
+    if not kinds(result).startswith("a model and ") or len(result) != 2:
+        return {"what comes back": kinds(result)}
+    own = again[0] is not result[0]
+    facts = {"what comes back": "a model and a number", "a base of its own at each call": own}
+    if not own:  # the learner's own model is left alone
+        return facts
+    base, prompt, written = shipped_base()
+    model = result[0].cpu().double().eval()
+    starts_at_the_base = torch.allclose(model(prompt), written, atol=1e-4)
+    set_factors(model)
+    return facts | {
+        "the numbers that train, by layer": numbers_that_train(model, base),
+        "writing as the pretrained base before training": starts_at_the_base,
+        "the output once the factors are not zero": model(prompt),
+        "the number": result[1],
+    }
 
 
 lora_on = Exercise(
     "07 lora_on",
-    _test_lora_on,
-    contract="lora_on(names, rank) returns the model and a whole number.",
+    with_lora,
+    draw_targets,
+    mistakes={
+        "the model has the LoRA layers of an earlier call: take a fresh base inside the function, "
+        "with load_pretrained()": lambda names, rank: with_lora(names, rank, calls=2),
+        "two calls returned one and the same model; take a fresh base inside the function": (
+            lru_cache(1)(with_lora)
+        ),
+        "LoRA sits on W_q and W_v, the default: names was not passed on": (
+            lambda names, rank: with_lora(("W_q", "W_v"), rank)
+        ),
+        "the base still trains, so this is not LoRA alone; freeze it": but(
+            lambda model, count: (model.requires_grad_(), count)
+        ),
+        "the factors are frozen too, so they cannot be trained": but(
+            lambda model, count: (model.requires_grad_(False), count)
+        ),
+        "this has rank 8, the default; pass rank on": lambda names, rank: with_lora(names, 8),
+        "rank and alpha are swapped; add_lora_to_model takes the rank first": (
+            lambda names, rank: with_lora(names, 2 * rank, rank)
+        ),
+        "untrained LoRA changes nothing, but this model does not write as the pretrained base": (
+            but(lambda model, count: (restart(model), count))
+        ),
+        "alpha is 16, the default; unless it is computed from the rank, two ranks differ in step "
+        "size too": lambda names, rank: with_lora(names, rank, alpha=16.0),
+        "alpha is the rank; it should be twice the rank, so that the scaling is 2": (
+            lambda names, rank: with_lora(names, rank, alpha=rank)
+        ),
+        "you counted every parameter; count those with requires_grad only": but(
+            lambda model, count: (model, count_parameters(model))
+        ),
+    },
+    observe=observe_targets,
     why="The choice of targets is one argument; what it is worth is a measurement.",
     hints=[
         "Three steps: a fresh base, LoRA on the named layers, everything else frozen.",
-        "add_lora_to_model(model, rank, alpha, names), with alpha = 2 * rank, changes the model in "
-        "place.",
+        "add_lora_to_model(model, rank, 2 * rank, names) changes the model in place.",
         "After freeze_non_lora_params(model), count_parameters(model, only_trainable=True).",
     ],
 )
 
 conclude_targets = Choice(
     "07 conclude_targets",
-    question="Q and V against K and O: equal counts, one learning rate, one seed, a short "
-    "training. Which conclusion does your result support?",
-    options={
-        "a": "Whichever pair ended with fewer errors is the better one for LoRA on such tasks.",
-        "b": "Both pairs can learn this task; which is better stays open.",
-        "c": "It does not matter which layers are adapted, as long as the counts are equal.",
-        "d": "K and O learned because this model is small; in larger ones Q and V carry the task.",
+    "Q and V against K and O: equal counts, one learning rate, one seed, a short training. Which "
+    "conclusion does your result support?",
+    {
+        "The pair that ended with fewer bits is the better one for LoRA on such tasks.": "one seed "
+        "and one rate were tried, and either can turn the order; notebook 06 shows it.",
+        "LoRA does not need W_q and W_v: on W_k and W_o it learns this task too.": "One run shows "
+        "that a choice works; to rank two takes several seeds, and a rate tuned for each.",
+        "Nothing: one seed at one rate cannot show whether W_k and W_o learn the task.": "one run "
+        "that learns is enough to show that it can be learned; a ranking would take more.",
+        "W_k and W_o learned because this model is small; large ones need W_q and W_v.": "no "
+        "larger model was measured; W_q and W_v are the paper's habit, not a law.",
     },
     right="b",
-    why="One run shows that a choice works at all; a ranking needs several seeds and a learning "
-    "rate tuned for each choice.",
-    misconceptions={
-        "a": "one seed, one rate and one task were measured, and each of them can turn the order; "
-        "notebook 06 shows it.",
-        "c": "the counts were equal in one comparison only; notebook 06 spends equal budgets on "
-        "other layers, with other results.",
-        "d": "no larger model was measured; Q and V are the paper's habit, not a law.",
-    },
+    hint="Hold each of the two runs against the base without LoRA.",
 )
-
 
 # --- 2: an equal budget --------------------------------------------------------------------------
 
 
-def _test_rank_for_budget(learner) -> None:
-    for round_number in range(4):
-        d = 8 * random.randint(1, 5)
-        model = SmallTransformer(random.randint(20, 60), d, 4, random.randint(2, 3), 5)
-        names = tuple(random.sample(LINEAR_NAMES, random.randint(2, 4)))
-        if round_number == 0:
-            names = ("W_q", "linear1")
-        cost = _check_rank_for_budget(learner, model, names, exact=round_number == 1)
-    _check_lookalikes(learner)
-    try:
-        answer = learner(model, names, cost - 1)
-    except ValueError:
-        return
-    raise Wrong(f"a budget below rank 1 must raise ValueError; your function returned {answer}")
+def highest_rank(
+    matches=lambda path, names: path.rpartition(".")[2] in names,
+    kind=nn.Linear,
+    cost=lambda layer: sum(layer.weight.shape),
+    total=sum,
+    divide=lambda budget, cost: budget // cost,
+    least=1,
+) -> Callable:
+    def rank_for_budget(model, names, budget):
+        layers = [m for p, m in model.named_modules() if isinstance(m, kind) and matches(p, names)]
+        rank = divide(budget, total([cost(layer) for layer in layers]))
+        if rank < least:
+            raise ValueError("rank 1 takes more than the budget")
+        return rank
+
+    return rank_for_budget
 
 
-def _check_rank_for_budget(learner, model: nn.Module, names: tuple, exact: bool) -> int:
-    """Compare one answer with the right one; returns what rank 1 costs."""
-    shapes = [
-        tuple(m.weight.shape)
-        for p, m in model.named_modules()
-        if isinstance(m, nn.Linear) and p.rpartition(".")[2] in names
-    ]
-    one = sum(d_out + d_in for d_out, d_in in shapes)  # parameters of rank 1
-    rank = random.randint(3, 20)
-    budget = rank * one if exact else rank * one + one - random.randint(1, one // 4)
-    before = _facts(model)
-    try:
-        answer = learner(model, names, budget)
-    except ZeroDivisionError:
-        raise Wrong(
-            "no layer matched, so rank 1 costs 0: a path such as blocks.0.attention.W_q is longer "
-            'than a name; compare its last piece, path.split(".")[-1]'
-        ) from None
-    except ValueError as error:
-        raise Wrong(
-            f"rank {rank} fits the budget of {budget:,}, and your function raises ValueError "
-            f"({error}). Perhaps your cost of rank 1 is too high: d_out · d_in, weight.numel(), "
-            "counts the full weights; the factors hold r · (d_out + d_in)"
-        ) from None
-    if answer is None:
-        raise NotImplementedError
-    if _facts(model) != before:
-        raise Wrong("your function changed the model it was given; work on its shapes or a copy")
-    if answer == rank:
-        return one
-    if answer == rank + 1:
-        raise Wrong(
-            f"rank {answer} takes {answer * one:,} parameters, over the budget of {budget:,}: "
-            "round down"
-        )
-    if exact and answer == rank - 1:
-        raise Wrong(f"rank {rank} takes {rank * one:,}, exactly the budget; it still fits")
-    if answer == budget // sum(shapes[0]):
-        raise Wrong("you counted one layer; every layer with a matching name gets factors")
-    if answer == budget // sum(d_out * d_in for d_out, d_in in shapes):
-        raise Wrong(
-            "d_out · d_in, weight.numel(), counts the full weights; the factors hold "
-            "r · (d_out + d_in)"
-        )
-    raise Wrong(f"for {names} and {budget:,} parameters the rank is {rank}, not {answer!r}")
-
-
-def _check_lookalikes(learner) -> None:
-    """A model in which only the last piece of a path, and the type, tell which layers count."""
+def draw_budgets() -> Iterator[tuple]:
+    """Between two ranks, exactly a rank, beside layers of similar names, and too little."""
     d = 8 * random.randint(2, 5)
-    layer = nn.ModuleDict({name: nn.Linear(d, d, bias=False) for name in ("W_q", "W_k", "old_W_q")})
-    inside = nn.ModuleDict({"inner": nn.Linear(d, d, bias=False)})
-    model = nn.ModuleDict({"layer": layer, "other": nn.ModuleDict({"W_q": inside})})
-    rank, cost = random.randint(8, 20), 2 * d  # of one layer, at rank 1
+    model, names = SmallTransformer(random.randint(20, 60), d, 4, 1, 5), ("W_q", "linear1")
+    rank, one = random.randint(5, 20), (d + d) + (d + 4 * d)  # parameters of rank 1
+    yield model, names, rank * one + one - random.randint(1, d)
+    yield model, names, rank * one
+    similar = {name: nn.Linear(d, d, bias=False) for name in ("W_q", "old_W_q", "W_q_old")}
+    similar["table"] = nn.ModuleDict({"W_q": nn.Embedding(5, d)})
+    yield nn.ModuleDict({"layer": nn.ModuleDict(similar)}), ("W_q",), 3 * rank * 2 * d
+    yield model, names, one - 1
+
+
+def observe_rank(function: Callable, *arguments) -> dict:
     try:
-        answer = learner(model, ("W_q",), rank * cost)
-    except (AttributeError, TypeError):  # none on the models before, whose W_q are all linear
-        raise Wrong(
-            "a module called W_q need not be an nn.Linear; only nn.Linear counts: ask "
-            "isinstance(module, nn.Linear)"
-        ) from None
-    last_piece = 'compare the last piece of the path, path.split(".")[-1]'
-    if answer == rank // 2:
-        raise Wrong(f"old_W_q only ends like W_q and is another name; {last_piece}")
-    if answer == rank // 3:
-        raise Wrong(f"old_W_q and W_q.inner have W_q in their paths, not as name; {last_piece}")
-    if answer != rank:
-        raise Wrong(
-            f"beside layer.W_q the model has old_W_q and W_q.inner, which are not called W_q; the "
-            f"rank is {rank}, not {answer!r}; {last_piece}"
-        )
+        return {"the rank": function(*arguments)}
+    except ValueError:
+        return {"the rank": "ValueError"}
 
 
-def _facts(model: nn.Module) -> list:
-    modules = [(path, type(module)) for path, module in model.named_modules()]
-    return modules + [(name, p.requires_grad) for name, p in model.named_parameters()]
-
+PIECE = 'compare the last piece of the path, path.split(".")[-1]'
 
 rank_for_budget = Exercise(
     "07 rank_for_budget",
-    _test_rank_for_budget,
-    contract="rank_for_budget(model, names, budget) returns a whole number, or raises ValueError.",
+    highest_rank(),
+    draw_budgets,
+    mistakes={
+        "no layer matched, so rank 1 costs 0: a path such as blocks.0.attention.W_q is longer than "
+        f"a name; {PIECE}": highest_rank(lambda path, names: path in names),
+        "a module called W_q need not be an nn.Linear; ask isinstance(module, nn.Linear)": (
+            highest_rank(kind=nn.Module, cost=lambda layer: layer.in_features + layer.out_features)
+        ),
+        "an nn.Embedding called W_q was counted; ask isinstance(module, nn.Linear)": (
+            highest_rank(kind=nn.Module)
+        ),
+        f"old_W_q only ends like W_q and is another name; {PIECE}": (
+            highest_rank(lambda path, names: path.endswith(names))
+        ),
+        f"old_W_q and W_q_old hold W_q and are other names; {PIECE}": (
+            highest_rank(lambda path, names: any(name in path for name in names))
+        ),
+        "this rank takes more than the budget; round down, not up": (
+            highest_rank(divide=lambda budget, cost: -(-budget // cost))
+        ),
+        "a rank is a whole number; round down": (
+            highest_rank(divide=lambda budget, cost: budget / cost)
+        ),
+        "a rank that takes exactly the budget still fits": (
+            highest_rank(divide=lambda budget, cost: (budget - 1) // cost)
+        ),
+        "a budget below rank 1 must raise ValueError": highest_rank(least=0),
+        "you counted one layer; every layer with a matching name gets factors": (
+            highest_rank(total=lambda costs: costs[0])
+        ),
+        "weight.numel() counts the full weights; the factors hold r · (d_out + d_in)": (
+            highest_rank(cost=lambda layer: layer.weight.numel())
+        ),
+        "not every weight is square; a layer costs d_out + d_in": (
+            highest_rank(cost=lambda layer: 2 * layer.in_features)
+        ),
+        "you counted the biases; LoRA gives them no factors": (
+            highest_rank(cost=lambda layer: sum(layer.weight[0].shape + layer.weight.shape))
+        ),
+    },
+    observe=observe_rank,
     why="Targets can now be compared at one price, so what differs is where the rank is spent.",
     hints=[
         "How many parameters does rank 1 take? Rank r takes r times that.",
@@ -229,115 +243,118 @@ rank_for_budget = Exercise(
 
 conclude_budget = Choice(
     "07 conclude_budget",
-    question="One budget, spent in four ways: at rank 8 on all layers, and at higher ranks on "
-    "fewer of them. Which conclusion do the recorded results support?",
-    options={
-        "a": "A higher rank on fewer layers is the better use of a budget: rank is what learns.",
-        "b": "Feed-forward layers matter more than attention, in this model and in others.",
-        "c": "Here a budget does more over all layers than in W_q and W_v.",
-        "d": "All layers win because they have more trainable parameters than the others.",
+    "One budget, spent in four ways: at rank 8 on all layers, and at higher ranks on fewer of "
+    "them. Which conclusion do the recorded results support?",
+    {
+        "A higher rank on fewer layers is the better use of a budget: rank is what learns.": "the "
+        "highest rank stands on W_q and W_v, which came out last in the table.",
+        "Feed-forward layers matter more than attention, in this model and in others.": "their "
+        "ranges just overlap, and only one task and one model were measured.",
+        "Here a budget does more over all layers than in W_q and W_v.": "The price is equal and "
+        "the result is not, so it matters where the rank is spent.",
+        "All layers win because they have more trainable parameters than the others.": "the counts "
+        "are within three per cent of each other; that is what your function is for.",
     },
     right="c",
-    why="The price is equal and the result is not, so it matters where the rank is spent.",
-    misconceptions={
-        "a": "the highest rank stands on W_q and W_v, which came out last in the table.",
-        "b": "their ranges just overlap, and only one task and one model were measured.",
-        "d": "the counts are within three per cent of each other; that is what your function is "
-        "for.",
-    },
+    hint="Which ranges of seeds do not touch?",
 )
-
 
 # --- 3: two tasks, two adapters ------------------------------------------------------------------
 
 
-def _test_swap(learner) -> None:
-    base = SmallTransformer(20, 16, 2, 2, 20, dropout=0.0, language_model=True).eval()
-    model = copy.deepcopy(base)
-    with tempfile.TemporaryDirectory() as folder:
-        one = _random_adapter(base, Path(folder) / "one", 2, ("W_q", "W_v"))
-        other = _random_adapter(base, Path(folder) / "other", 5, "all-linear")
-        third = _random_adapter(base, Path(folder) / "third", 2, ("W_q", "W_v"))
-        _check_swap(learner, base, model, one, "a plain model")
-        _check_swap(learner, base, model, third, "an adapter of the same configuration on it")
-        _check_swap(learner, base, model, other, "an adapter of another rank and targets on it")
-        merge_lora_weights(model)
-        _check_swap(learner, base, model, one, "a merged adapter on it")
+def swapped(take_off=lambda model: unload_lora(model, merge=False), load=load_adapter) -> Callable:
+    def swap(model, directory):
+        if any(lora_layers(model)):
+            take_off(model)
+        return load(model, directory)
+
+    return swap
 
 
-def _random_adapter(base: nn.Module, directory: Path, rank: int, targets) -> Path:
-    model, layers = add_lora_to_model(copy.deepcopy(base), rank, 4.0, targets)
-    for layer in layers:
-        nn.init.normal_(layer.lora_B, std=0.3)
-    return save_adapter(model, directory)
+@torch.no_grad()
+def subtract(model: nn.Module) -> None:
+    for layer in lora_layers(model):
+        layer.unmerge()
+        layer.original.weight += layer.delta_weight()
+        layer.original.weight -= layer.delta_weight()
+    unload_lora(model, merge=False)
 
 
-def _check_swap(learner, base, model, directory: Path, state: str) -> None:
-    ids = torch.randint(5, 20, (3, 6))
-    try:
-        result = learner(model, directory)
-    except ValueError as error:
-        if "has no LoRA layers" in str(error):
-            raise Wrong(
-                "the model may be plain: there is nothing to take off on the first call, so ask "
-                "whether it has LoRA layers"
-            ) from None
-        if "has LoRA layers" in str(error) or "unmerge" in str(error):
-            said = str(error) if len(str(error)) < 150 else f"{str(error)[:150]} …"
-            raise Wrong(
-                f"with {state}, load_adapter refused: take off what is there first ({said})"
-            ) from None
-        if "does not fit this model" in str(error):
-            raise Wrong(
-                "the adapter does not fit the model it was put on: put the adapter on the model "
-                "you were given, not on a new base"
-            ) from None
-        raise
-    if result is None and not any(lora_layers(model)):
-        raise NotImplementedError
-    if result is None:
-        raise Wrong("return the model")
-    if result is not model:
-        raise Wrong(
-            "you returned another model, and one base in memory is the point of swapping: put the "
-            "adapter on the model you were given, not on a new base or a copy"
-        )
-    _check_base_bits(base, model, state)
-    with torch.inference_mode():
-        written, plain = model.eval()(ids), base(ids)
-        wanted = load_adapter(copy.deepcopy(base), directory)(ids)
-    if torch.allclose(written, wanted, atol=1e-4):
-        return
-    if torch.allclose(written, plain, atol=1e-4):
-        raise Wrong("the model answers as the bare base: the new adapter is not on it")
-    raise Wrong(f"with {state}, the outputs are not those of the base with the new adapter alone")
+def draw_adapters() -> Iterator[tuple]:
+    """A base, and three adapters for it, of other ranks on other layers."""
+    base = SmallTransformer(20, 16, 2, 1, 20, dropout=0.0).eval()
+    adapters = []
+    for rank, targets in (2, ["W_q", "W_v"]), (5, "all-linear"), (3, ["W_o"]):
+        model, layers = add_lora_to_model(copy.deepcopy(base), rank, 4.0, targets)
+        for layer in layers:
+            nn.init.normal_(layer.lora_B, std=0.3)
+        adapters.append(model)
+    yield base, *adapters
 
 
-def _check_base_bits(base: nn.Module, model: nn.Module, state: str) -> None:
-    state_dict = {n.replace(".original.", "."): t for n, t in model.state_dict().items()}
-    moved = {
-        name: (state_dict[name] - tensor).abs().max().item()
-        for name, tensor in base.state_dict().items()
-        if not torch.equal(state_dict[name], tensor)
-    }
-    if not moved:
-        return
-    name, size = max(moved.items(), key=lambda item: item[1])
-    if size < 1e-5:
-        raise Wrong(
-            f"with {state}, {name} is off by {size:.0e}: W + ΔW − ΔW is not W in floating point; "
-            "put the kept weight back instead of subtracting"
-        )
-    raise Wrong(
-        f"with {state}, the base weight {name} moved by {size:.2g}: an adapter was merged into it. "
-        "unload_lora merges unless you say merge=False, and a swap merges nothing"
-    )
+def observe_swap(function: Callable, model: nn.Module, *adapters: nn.Module) -> dict:
+    """One swap after the other, the last with a merged adapter on the model."""
+    base, seen = copy.deepcopy(model.state_dict()), defaultdict(list)
+    with TemporaryDirectory() as folder:
+        for number, adapter in enumerate(adapters):
+            if number == 2 and any(lora_layers(model)):
+                merge_lora_weights(model)
+            directory = save_adapter(adapter, Path(folder) / f"adapter_{number}")
+            try:
+                result = function(model, directory)
+            except ValueError as error:  # names a folder, which is another one at every call
+                error.args = (str(error).replace(folder, "…"),)
+                raise
+            same = result is model
+            seen["what comes back"].append("the model it was given" if same else kinds(result))
+            written = result if isinstance(result, nn.Module) else model
+            with torch.no_grad():
+                seen["the outputs"].append(written.eval()(torch.arange(5, 17).view(2, 6)))
+            seen["the base weights"].append(_moved(base, model))
+    return seen
+
+
+def _moved(base: dict[str, Tensor], model: nn.Module) -> str:
+    now = {name.replace(".original.", "."): t for name, t in model.state_dict().items()}
+    largest = max((now[name] - tensor).abs().max().item() for name, tensor in base.items())
+    return "as they were" if largest == 0 else "off by rounding" if largest < 1e-5 else "changed"
 
 
 swap = Exercise(
     "07 swap",
-    _test_swap,
-    contract="swap(model, directory) returns the model, with the new adapter on.",
+    swapped(),
+    draw_adapters,
+    mistakes={
+        "the model may be plain: there is nothing to take off on the first call, so ask whether it "
+        "has LoRA layers": lambda model, directory: load_adapter(
+            unload_lora(model, merge=False), directory
+        ),
+        "an adapter of another rank was on the model; take off what is there first": (
+            swapped(take_off=lambda model: None)
+        ),
+        "you returned another model, and one base in memory is the point of swapping: put the "
+        "adapter on the model you were given": (
+            lambda model, directory: swapped()(copy.deepcopy(model), directory)
+        ),
+        "the old adapter was merged into the base: unload_lora merges unless you say merge=False": (
+            swapped(take_off=unload_lora)
+        ),
+        "what was merged stays in the base; unload_lora(model, merge=False) puts back the weights "
+        "of before": swapped(lambda model: unload_lora(model, next(lora_layers(model)).merged)),
+        "the model answers as the bare base: the new adapter is not on it": (
+            swapped(load=lambda model, directory: model)
+        ),
+        "the first adapter stays on; take it off, then load the new one": lambda model, directory: (
+            model if any(lora_layers(model)) else load_adapter(model, directory)
+        ),
+        "the new adapter was merged into the base; leave it beside the weights": (
+            swapped(load=lambda *given: merge_lora_weights(load_adapter(*given)))
+        ),
+        "the base is off by rounding: W + ΔW − ΔW is not W in floating point; put the kept weight "
+        "back instead of subtracting": swapped(take_off=subtract),
+    },
+    observe=observe_swap,
+    may_change=True,
     why="One base serves any number of tasks, and nothing of one task leaks into the next.",
     hints=[
         "Two steps: take off what is on the model, then load the new adapter.",
@@ -350,113 +367,108 @@ swap = Exercise(
 
 conclude_swap = Choice(
     "07 conclude_swap",
-    question="You wrote towns in two scripts with one base and found its weights unchanged bit for "
-    "bit. Which conclusion does this support?",
-    options={
-        "a": "Both adapters can be on at once, one added to the other, without harm to either.",
-        "b": "Adapters make full fine-tuning unnecessary, as swapping loses no quality.",
-        "c": "Training two adapters takes as long as training one, since they share the base.",
-        "d": "Another task costs an adapter's memory, and harms no task before it.",
+    "You wrote towns in two scripts with one base and found its weights unchanged bit for bit. "
+    "Which conclusion does this support?",
+    {
+        "Both adapters can be on at once, one added to the other, without harm to either.": "you "
+        "had one adapter on at a time; the sum of two is a third model, not measured.",
+        "Adapters make full fine-tuning unnecessary, as swapping loses no quality.": "swapping "
+        "says nothing about quality; in the recorded results full fine-tuning stays ahead.",
+        "Three towns are written as before; whether others are has to be tried.": "every tensor of "
+        "the base is the same, bit for bit, so it writes every town as before.",
+        "Another task costs an adapter's memory, and harms no task before it.": "Each adapter is "
+        "loaded onto the same untouched base, so tasks stay apart.",
     },
     right="d",
-    why="Each adapter is loaded onto the same untouched base, so tasks stay apart.",
-    misconceptions={
-        "a": "you had one adapter on at a time; the sum of two is a third model, not measured.",
-        "b": "swapping says nothing about quality; in the recorded results full fine-tuning stays "
-        "ahead.",
-        "c": "each adapter was trained in a run of its own.",
-    },
+    hint="What is left in the model of an adapter that was taken off?",
 )
-
 
 # --- 4: SVD of the merged change -----------------------------------------------------------------
 
 
-def _test_change_ranks(learner) -> None:
-    before = nn.ModuleDict(
-        {
-            "first": nn.Linear(40, 56),
-            "same": nn.Linear(30, 30),
-            "last": nn.Linear(64, 32),
-            "tiny": nn.Linear(24, 24),
-        }
-    )
+def measured(
+    measure=k90, of=singular_values, changed=Tensor.any, changes=weight_changes
+) -> Callable:
+    def change_ranks(before, after):
+        found = changes(before, after).items()
+        return {path: measure(of(change)) for path, change in found if changed(change)}
+
+    return change_ranks
+
+
+def table_too(before, after):
+    change = after["table"].weight - before["table"].weight
+    return weight_changes(before, after) | {"table": change}
+
+
+def after_alone(before, after):
+    changed = measured()(before, after)
+    return {path: after[path].weight for path in changed}
+
+
+def draw_models() -> Iterator[tuple]:
+    """Two large changes, a small one whose sum is zero; a bias and a table changed as well."""
+    shapes = {"first": (40, 56), "same": (30, 30), "last": (64, 32), "tiny": (24, 24)}
+    before = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in shapes.items()})
+    before["table"] = nn.Embedding(20, 30)
     with torch.no_grad():
         before["tiny"].weight.mul_(1024).round_().div_(1024)  # so that the change below is exact
-    after = copy.deepcopy(before)
-    with torch.no_grad():
+        after = copy.deepcopy(before)
         after["tiny"].weight += torch.tensor([1.0, -1.0]).repeat(12) * 2.0**-14
         after["same"].bias += 1.0
-        for name in ("first", "last"):
-            after[name].weight += _planted(*after[name].weight.shape, decay=0.8, rank=24)
-    answer = _ask_for_ranks(learner, copy.deepcopy(before), copy.deepcopy(after))
-    changes = {
-        path: change for path, change in weight_changes(before, after).items() if change.any()
-    }
-    spectra = {path: singular_values(change) for path, change in changes.items()}
-    right = {name: k90(values) for name, values in spectra.items()}
-    of_weight = {n: k90(singular_values(after[n].weight)) for n in spectra}
-    if {n: answer.get(n) for n in spectra} == of_weight:
-        raise Wrong("you measured the weight after training; the question is its change")
-    if any(str(key).endswith((".weight", ".bias")) for key in answer):
-        raise Wrong('keys are paths of layers such as "first", not names of parameters')
-    if "same" in answer:
-        raise Wrong('the weight of "same" did not change (its bias did), so leave it out')
-    if right.keys() - answer.keys() == {"tiny"}:
-        raise Wrong(
-            'the weight of "tiny" did change, by little and with a sum of zero; ask change.any()'
-        )
-    if answer.keys() != right.keys():
-        raise Wrong(f"the changed layers are {sorted(right)}; your keys are {[*answer]}")
-    answer = {name: float(value) for name, value in answer.items()}
-    if answer == right:
-        return
-    of_sigma = {n: k90(values.sqrt()) for n, values in spectra.items()}
-    if answer == {n: k90(change) for n, change in changes.items()}:
-        raise Wrong("k90 takes singular values, not a matrix: k90(singular_values(change))")
-    if answer == of_sigma:
-        raise Wrong("you add up σ; energy is σ², so square the singular values")
-    if answer == {n: k - 1 for n, k in right.items()}:
-        raise Wrong("one too few: the value that crosses 90 % counts too")
-    if all(answer[n] >= 24 for n in ("first", "last")):
-        raise Wrong(
-            "you counted all directions that are not zero; k90 counts those that hold 90 % of the "
-            "energy"
-        )
-    raise Wrong(f"the answer is {right}, and you returned {answer}")
+        after["table"].weight += torch.randn(20, 30)
+        for name in ("first", "last"):  # singular values 1, 0.8, 0.64, …: 24 of them
+            u, v = (torch.linalg.qr(torch.randn(d, 24)).Q for d in after[name].weight.shape)
+            after[name].weight += u * 0.8 ** torch.arange(24) @ v.T
+    yield before, after
 
 
-def _ask_for_ranks(learner, before: nn.Module, after: nn.Module) -> dict:
-    try:
-        answer = learner(before, after)
-    except ValueError as error:
-        if "every singular value is zero" in str(error):
-            raise Wrong(
-                "one layer did not change, and k90 of nothing is undefined; leave it out"
-            ) from None
-        raise
-    if answer is None:
-        raise NotImplementedError
-    if not isinstance(answer, dict):
-        raise Wrong(f"return a dict from path to k90; you returned a {type(answer).__name__}")
-    return answer
-
-
-def _planted(d_out: int, d_in: int, decay: float, rank: int) -> Tensor:
-    """A (d_out, d_in) matrix whose singular values are 1, decay, decay², …: `rank` of them."""
-    u = torch.linalg.qr(torch.randn(d_out, rank)).Q
-    v = torch.linalg.qr(torch.randn(d_in, rank)).Q
-    return u * decay ** torch.arange(rank) @ v.T
+def observe_ranks(function: Callable, before: nn.Module, after: nn.Module) -> dict:
+    ranks = function(before, after)
+    facts = {"what comes back": type(ranks).__name__}
+    if not isinstance(ranks, dict):
+        return facts
+    return facts | {"the layers": sorted(map(str, ranks)), "k90 of each change": ranks}
 
 
 change_ranks = Exercise(
     "07 change_ranks",
-    _test_change_ranks,
-    contract="change_ranks(before, after) returns a dict from a layer's path to a whole number.",
+    measured(),
+    draw_models,
+    mistakes={
+        "a layer did not change, and k90 of nothing is undefined; leave it out": (
+            measured(changed=lambda change: True)
+        ),
+        'the weight of "same" did not change (its bias did), so leave it out': (
+            lambda *models: measured()(*models) | {"same": 0}
+        ),
+        'the weight of "tiny" did change, by little and with a sum of zero; ask change.any()': (
+            measured(changed=Tensor.sum)
+        ),
+        '"table" is an nn.Embedding; only nn.Linear was asked for': measured(changes=table_too),
+        "you measured the weight after training; the question is its change": (
+            measured(changes=after_alone)
+        ),
+        "k90 takes singular values, not a matrix: k90(singular_values(change))": (
+            measured(of=lambda change: change)
+        ),
+        "you add up σ; energy is σ², so square the singular values": (
+            measured(lambda values: k90(values.sqrt()))
+        ),
+        "one too few: the value that crosses 90 % counts too": (
+            measured(lambda values: k90(values) - 1)
+        ),
+        "you counted all directions that are not zero; k90 counts those that hold 90 % of the "
+        "energy": measured(torch.linalg.matrix_rank, of=lambda change: change),
+        "this is the stable rank; k90 is how many directions hold 90 % of the energy": (
+            measured(stable_rank)
+        ),
+    },
+    observe=observe_ranks,
     why="You can now ask any pair of checkpoints how many directions training used.",
     hints=[
         "weight_changes, singular_values and k90 of lora_lib.rank do most of it; "
-        "`from lora_lib import analysis; help(analysis)` shows them.",
+        "`from lora_lib import rank; help(rank)` shows them.",
         "weight_changes(before, after) is a dict from path to change; skip a change without any "
         "non-zero entry.",
         "k90(singular_values(change)) for each of the others, in a dict with the same paths.",
@@ -465,130 +477,122 @@ change_ranks = Exercise(
 
 conclude_ranks = Choice(
     "07 conclude_ranks",
-    question="Merged adapter: k90 of every change at most 8. Full fine-tuning: k90 of attention "
-    "changes between noise and 8. On unseen towns the exact matches stand close. Which conclusion "
-    "do these results support?",
-    options={
-        "a": "A rank of 8 can suffice without being what full fine-tuning finds.",
-        "b": "Training the adapter discovered that this task has a rank of 8 at most.",
-        "c": "Full fine-tuning's change is noise beyond its first 8 directions; cut them off.",
-        "d": "LoRA cannot come near full fine-tuning, since the ranks differ so much.",
+    "Merged adapter: k90 of every change at most 8. Full fine-tuning: k90 of attention changes "
+    "between noise and 8. On unseen towns the exact matches stand close. Which conclusion do these "
+    "results support?",
+    {
+        "A rank of 8 can suffice without being what full fine-tuning finds.": "The adapter's "
+        "change has a low rank by construction, full fine-tuning's has not, and yet they do nearly "
+        "the same.",
+        "Training the adapter discovered that this task has a rank of 8 at most.": "B·A has rank 8 "
+        "at most, whatever the data; you found what was put in.",
+        "Full fine-tuning's change is noise beyond its first 8 directions; cut them off.": "its "
+        "k90 lies well below that of noise of the same shape; and cut to rank 8 it wrote far fewer "
+        "towns right, as the table before the exercises says.",
+        "LoRA cannot come near full fine-tuning, since the ranks differ so much.": "the exact "
+        "matches stand close while the ranks do not: two different changes can do nearly the same.",
     },
     right="a",
-    why="The adapter's change has a low rank by construction, full fine-tuning's has not, and yet "
-    "they do nearly the same.",
-    misconceptions={
-        "b": "B·A has rank 8 at most, whatever the data; you found what was put in.",
-        "c": "its k90 lies well below that of noise of the same shape; and cut to rank 8 it wrote "
-        "far fewer towns right, as the table before the exercises says.",
-        "d": "the exact matches stand close while the ranks do not: two different changes can do "
-        "nearly the same.",
-    },
+    hint="Which of the two ranks was free to be anything?",
 )
-
 
 # --- 5: a quantised base -------------------------------------------------------------------------
 
 
-def _test_quantise(learner) -> None:
+def sizes(weight: Tensor) -> Tensor:
+    """The largest size in each row, and 1 for a row of zeros."""
+    size = weight.abs().amax(dim=1, keepdim=True)
+    return size.where(size > 0, 1.0)
+
+
+def quantised(
+    scale=lambda weight, top: sizes(weight) / top,
+    convert=lambda multiples: multiples.round().to(torch.int8),
+    top=lambda bits: 2 ** (bits - 1) - 1,
+    kept=lambda integers, scales: (integers, scales),
+) -> Callable:
+    def quantise(weight, bits):
+        scales = scale(weight, top(bits))
+        return kept(convert(weight / scales), scales)
+
+    return quantise
+
+
+def draw_weights() -> Iterator[tuple]:
+    """Rows of very different sizes, one of them zero."""
     for bits in (8, 4, random.choice((3, 5, 6))):
         d_out, d_in = random.randint(20, 30), random.randint(40, 60)
         weight = torch.randn(d_out, d_in) * 10 ** torch.linspace(-2, 1, d_out)[:, None]
         weight[3] = 0
-        _check_quantise(learner, weight, bits)
+        yield weight, bits
 
 
-def _check_quantise(learner, weight: Tensor, bits: int) -> None:
-    given = weight.clone()
-    try:
-        result = learner(given, bits)
-    except RuntimeError as error:
-        if "must match the size" in str(error):
-            raise Wrong(
-                "weight and scales do not go together: one scale a row has shape (d_out, 1); "
-                "amax(dim=1, keepdim=True) keeps that dimension"
-            ) from None
-        raise
-    if result is None:
-        raise NotImplementedError
-    if not torch.equal(given, weight):
-        raise Wrong("your function changed the weight it was given")
-    pair = isinstance(result, tuple | list) and len(result) == 2
-    if not (pair and all(isinstance(tensor, Tensor) for tensor in result)):
-        raise Wrong("return two tensors, integers and scales")
+def observe_quantise(function: Callable, weight: Tensor, bits: int) -> dict:
+    result = function(weight, bits)
+    if kinds(result) != "a tensor and a tensor":
+        return {"what comes back": kinds(result)}
     integers, scales = result
-    if integers.is_floating_point():
-        raise Wrong(
-            f"the integers have dtype {integers.dtype}, which saves no memory; use torch.int8"
-        )
-    if integers.dtype != torch.int8 or integers.shape != weight.shape:
-        raise Wrong(
-            f"the integers should be int8 of shape {tuple(weight.shape)}; you returned "
-            f"{integers.dtype}, {tuple(integers.shape)}"
-        )
-    if scales.numel() == 1:
-        raise Wrong("one scale for all: the row with the largest weights spoils every other row")
-    if scales.numel() == weight.shape[1]:
-        raise Wrong("one scale per input channel, a column of W; an output channel is a row")
-    if scales.shape != (len(weight), 1):
-        raise Wrong(
-            f"scales should have shape {(len(weight), 1)}, so that integers * scales works; yours "
-            f"is {tuple(scales.shape)} (keepdim=True helps)"
-        )
-    _check_scales(weight, scales, 2 ** (bits - 1) - 1)
-    _check_restored(weight, integers, scales, bits)
-
-
-def _check_scales(weight: Tensor, scales: Tensor, top: int) -> None:
-    used = weight.any(dim=1)
-    largest, size = (t[used].amax(dim=1, keepdim=True) for t in (weight, weight.abs()))
-    found = scales[used].to(weight.dtype)
-    if torch.allclose(found, top / size, rtol=1e-3, atol=0):
-        raise Wrong("integers * scales must give the weight back; is your scale the inverse?")
-    if torch.allclose(found, largest / top, rtol=1e-3, atol=0) and not largest.equal(size):
-        raise Wrong(
-            "a row's largest weight can be negative: is the scale taken from the largest size, "
-            "weight.abs()?"
-        )
-    if scales.isinf().any():
-        raise Wrong("a row of zeros needs a finite, positive scale; yours is inf")
-    if not (scales > 0).all():  # also if it is NaN
-        raise Wrong("a row of zeros gives 0 / 0; a scale must be positive there too")
-
-
-def _check_restored(weight: Tensor, integers: Tensor, scales: Tensor, bits: int) -> None:
-    top = 2 ** (bits - 1) - 1
-    step = (weight.abs().amax(dim=1, keepdim=True) / top).clamp_min(1e-12)
-    error = ((integers * scales - weight).abs() / step).max().item()
-    used = integers.int().abs().max().item()
-    if not error <= 0.51:  # also if it is NaN
-        for name, cut in (("floor", torch.floor), ("trunc", torch.trunc)):
-            if torch.equal(integers, cut(weight / scales).to(torch.int8)):
-                raise Wrong(
-                    f"an entry is off by a whole step, as {name} does: round, do not cut off"
-                )
-    if error > 2 * top - 2:
-        raise Wrong(
-            f"the largest weight of a row came back with the wrong sign or size: at {bits} bits "
-            f"the integers must stay within ±{top}, or they wrap round; is your top "
-            "2**(bits − 1) − 1?"
-        )
-    if used > top:
-        raise Wrong(
-            f"an integer is {used} in size; {bits} bits hold at most ±{top}, which is "
-            "2**(bits − 1) − 1"
-        )
-    if not error <= 0.51:
-        raise Wrong(
-            f"an entry is off by {error:.1f} steps of max / {top}; half a step is possible. Look "
-            f"at the scale: is it a row's largest size over {top}?"
-        )
+    kind = "floats" if scales.is_floating_point() else str(scales.dtype)
+    facts = {
+        "what comes back": "a tensor and a tensor",
+        "the integers": f"{integers.dtype}, shape {tuple(integers.shape)}",
+        "the scales": f"{kind}, shape {tuple(scales.shape)}",
+    }
+    if integers.shape != weight.shape or scales.shape != (len(weight), 1):
+        return facts
+    top, used = 2 ** (bits - 1) - 1, weight.any(dim=1)
+    steps = (integers * scales - weight).abs() / (sizes(weight) / top)
+    error, largest, of_zeros = steps[used].max(), integers.int().abs().max(), scales[~used].item()
+    return facts | {
+        "the largest error, in steps": 0.5 if error <= 0.51 else error,
+        "the largest integer": top if largest <= top else largest,
+        "the scale of a row of zeros": "positive" if 0 < of_zeros < torch.inf else of_zeros,
+        "whether a row of zeros has others": integers[~used].any(),
+    }
 
 
 quantise = Exercise(
     "07 quantise",
-    _test_quantise,
-    contract="quantise(weight, bits) returns two tensors, integers and scales.",
+    quantised(),
+    draw_weights,
+    mistakes={
+        "weight and scales do not go together: one scale a row has shape (d_out, 1), and "
+        "amax(dim=1, keepdim=True) keeps that dimension": (
+            quantised(lambda weight, top: sizes(weight)[:, 0] / top)
+        ),
+        "the integers come first, then the scales": (
+            quantised(kept=lambda integers, scales: (scales, integers))
+        ),
+        "whole numbers kept as floats save no memory; use torch.int8": (
+            quantised(convert=torch.round)
+        ),
+        "one scale for all: the row with the largest weights spoils every other row": (
+            quantised(lambda weight, top: weight.abs().max() / top)
+        ),
+        "one scale per input channel, a column of W; an output channel is a row": (
+            quantised(lambda weight, top: weight.abs().amax(dim=0, keepdim=True) / top)
+        ),
+        "the scales are upside down: integers * scales must give the weight back": (
+            quantised(kept=lambda integers, scales: (integers, 1 / scales))
+        ),
+        "a row's largest weight can be negative; take the scale from weight.abs()": (
+            quantised(lambda weight, top: weight.amax(dim=1, keepdim=True).clamp_min(1e-9) / top)
+        ),
+        "an entry is off by a whole step, as torch.int8 cuts off; round first": (
+            quantised(convert=lambda multiples: multiples.to(torch.int8))
+        ),
+        "top is 2**(bits − 1) − 1; one more, and the largest integer wraps round": (
+            quantised(top=lambda bits: 2 ** (bits - 1))
+        ),
+        "one bit holds the sign, so top is 2**(bits − 1) − 1": (
+            quantised(top=lambda bits: 2**bits - 1)
+        ),
+        "the integers are those of 8 bits, whatever bits says": quantised(top=lambda bits: 127),
+        "a row of zeros gives 0 / 0; a scale must be positive there too": (
+            quantised(lambda weight, top: weight.abs().amax(dim=1, keepdim=True) / top)
+        ),
+    },
+    observe=observe_quantise,
     why="A base can be kept in a quarter of its bytes or fewer, and each row has its own step.",
     hints=[
         "bits give integers from −top to top with top = 2**(bits − 1) − 1; a row's scale is its "
@@ -600,19 +604,18 @@ quantise = Exercise(
 
 conclude_quantise = Choice(
     "07 conclude_quantise",
-    question="The Georgian adapter, trained on the float32 base, on a base of 8, 4 and 2 bits. "
-    "Which conclusion do your results support?",
-    options={
-        "a": "Fewer bits are always free, since the float32 adapter repairs what the base loses.",
-        "b": "The adapter was quantised, which is why the file of an adapter is so small.",
-        "c": "8 and 4 bits cost little beside what they save; 2 bits cost too much.",
-        "d": "A quantised base trains faster, since integers are multiplied faster than floats.",
+    "The Georgian adapter, trained on the float32 base, on a base of 8, 4 and 2 bits. Which "
+    "conclusion do your results support?",
+    {
+        "Fewer bits are always free, since the float32 adapter repairs what the base loses.": "at "
+        "2 bits no town is right; the adapter was not made for that base.",
+        "The adapter was quantised, which is why the file of an adapter is so small.": "the base "
+        "was quantised; the factors stayed float32.",
+        "8 and 4 bits cost little beside what they save; 2 bits cost too much.": "How many bits a "
+        "base can lose is a measurement, for each model and each scheme.",
+        "A quantised base trains faster: integers are multiplied faster than floats.": "speed was "
+        "not measured, and the weights are turned back into floats to multiply.",
     },
     right="c",
-    why="How many bits a base can lose is a measurement, for each model and each scheme.",
-    misconceptions={
-        "a": "at 2 bits no town is right; the adapter was not made for that base.",
-        "b": "the base was quantised; the factors stayed float32.",
-        "d": "speed was not measured, and the weights are turned back into floats to multiply.",
-    },
+    hint="Compare the error rates with that of 32 bits.",
 )

@@ -8,16 +8,16 @@ the assignment for a class (see grading/README.md).
     python -m lora_course.exercises.release assignment grading    write grading/source
 """
 
-import argparse
+import re
+import sys
 from pathlib import Path
 
 import nbformat
-from nbformat import NotebookNode
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+ASSIGNMENT = "exercises"  # its name in nbgrader, and that of its notebook
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 STUB = "raise NotImplementedError  # your code"
-ASSIGNMENT = "exercises"  # its name in nbgrader, and that of its notebook
 
 INTRODUCTION = """\
 # LoRA from scratch: exercises
@@ -31,99 +31,61 @@ of the quiz."""
 def student_source(source: str) -> str:
     """A cell as a learner gets it: in a function a solution becomes a stub; outside, nothing.
 
-    Raises ValueError if the markers do not come in pairs.
+    Raises ValueError if a marker has no partner.
     """
-    lines, inside = [], False
-    for line in source.split("\n"):
-        marker = line.strip()
-        if marker in (BEGIN, END):
-            if inside == (marker == BEGIN):
-                raise ValueError(f"{marker!r} without its partner in this cell:\n{source}")
-            inside = not inside
-            indent = line[: len(line) - len(line.lstrip())]
-            if inside and indent:
-                lines.append(indent + STUB)
-        elif not inside:
-            lines.append(line)
-    if inside:
-        raise ValueError(f"{BEGIN!r} without its partner in this cell:\n{source}")
-    return "\n".join(lines).strip("\n")
+    solution = re.compile(rf"^( *){BEGIN}\n(?:(?! *{BEGIN}).*\n)*? *{END}\n?", re.MULTILINE)
+    text = solution.sub(lambda found: found[1] and f"{found[1]}{STUB}\n", source)
+    if BEGIN in text or END in text:
+        raise ValueError(f"{BEGIN!r} or {END!r} without its partner in this cell:\n{source}")
+    return text.strip("\n")
 
 
 def student_cells(folder: Path = NOTEBOOKS) -> dict[str, str]:
     """Id → source of every learner's cell, in the order of the solutions."""
-    cells = [
-        cell
-        for path in sorted((folder / "solutions").glob("*.ipynb"))
-        for cell in nbformat.read(path, as_version=4).cells
-        if "student" in cell.metadata.get("tags", ())
-    ]
-    return {cell.id: student_source(cell.source) for cell in cells}
+    notebooks = [nbformat.read(path, 4) for path in sorted((folder / "solutions").glob("*.ipynb"))]
+    cells = [cell for notebook in notebooks for cell in notebook.cells]
+    return {
+        c.id: student_source(c.source) for c in cells if "student" in c.metadata.get("tags", ())
+    }
 
 
-def write_students(folder: Path = NOTEBOOKS) -> list[str]:
-    """Put the learners' cells into the learners' notebooks; returns the names of those changed.
+def write_students(folder: Path = NOTEBOOKS) -> None:
+    """Put the learners' cells into the learners' notebooks.
 
     Raises ValueError, before anything is written, if a cell is in none of them.
     """
-    wanted, missing = student_cells(folder), set(student_cells(folder))
-    changed = {}
-    for path in sorted(folder.glob("*.ipynb")):
-        notebook = nbformat.read(path, as_version=4)
+    notebooks = {path: nbformat.read(path, 4) for path in sorted(folder.glob("*.ipynb"))}
+    cells, missing = student_cells(folder), set(student_cells(folder))
+    changed = set()
+    for path, notebook in notebooks.items():
         for cell in notebook.cells:
             missing.discard(cell.id)
-            if wanted.get(cell.id, cell.source) != cell.source:
-                cell.source = wanted[cell.id]
-                changed[path] = notebook
+            if cells.get(cell.id, cell.source) != cell.source:
+                cell.source = cells[cell.id]
+                changed.add(path)
     if missing:
-        raise ValueError(
-            f"no notebook has the cells {sorted(missing)}; add empty ones with these ids"
-        )
-    for path, notebook in changed.items():
-        nbformat.write(notebook, path)
-    return [path.name for path in changed]
+        raise ValueError(f"no notebook has the cells {sorted(missing)}; add empty ones so called")
+    for path in changed:
+        nbformat.write(notebooks[path], path)
 
 
-def assignment(folder: Path = NOTEBOOKS) -> NotebookNode:
-    """The instructor's version of the assignment: nbgrader's cells, solutions and all."""
-    solutions = nbformat.read(folder / "solutions" / "07_solutions.ipynb", as_version=4)
+def write_assignment(course: Path) -> None:
+    """The instructor's version, solutions and all: nbgrader's cells of the solutions of 07."""
+    solutions = nbformat.read(NOTEBOOKS / "solutions" / "07_solutions.ipynb", 4)
     introduction = nbformat.v4.new_markdown_cell(INTRODUCTION, id="introduction")
-    introduction.metadata["nbgrader"] = nbgrader_cell("introduction")
-    cells = [introduction]
-    for cell in solutions.cells:
-        if "nbgrader" in cell.metadata:
-            cell.metadata.pop("tags", None)
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-            cells.append(cell)
-    return nbformat.v4.new_notebook(cells=cells, metadata=solutions.metadata)
-
-
-def nbgrader_cell(grade_id: str, points: int | None = None, solution: bool = False) -> dict:
-    """nbgrader's metadata: a solution cell, a graded one (with points), or one to be read only."""
-    metadata = {"schema_version": 3, "grade_id": grade_id, "solution": solution, "task": False}
-    metadata |= {"grade": points is not None, "locked": not solution}
-    return metadata if points is None else metadata | {"points": points}
-
-
-def write_assignment(course: Path, folder: Path = NOTEBOOKS) -> Path:
+    locked = {"grade": False, "solution": False, "locked": True, "task": False}
+    introduction.metadata["nbgrader"] = locked | {"grade_id": "introduction", "schema_version": 3}
+    solutions.cells = [introduction] + [c for c in solutions.cells if "nbgrader" in c.metadata]
     path = course / "source" / ASSIGNMENT / f"{ASSIGNMENT}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(assignment(folder), path)
-    return path
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("students")
-    commands.add_parser("assignment").add_argument("course", type=Path)
-    arguments = parser.parse_args()
-    if arguments.command == "students":
-        print("changed:", *write_students() or ["nothing"])
-    else:
-        write_assignment(arguments.course)
+    nbformat.write(solutions, path)
 
 
 if __name__ == "__main__":
-    main()
+    match sys.argv[1:]:
+        case ["students"]:
+            write_students()
+        case ["assignment", folder]:
+            write_assignment(Path(folder))
+        case _:
+            sys.exit(__doc__)
