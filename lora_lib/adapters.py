@@ -18,15 +18,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lora_lib.checks import check_finite, check_linear, check_settings, name_list
+from lora_lib import checks
 from lora_lib.files import write_atomically
-from lora_lib.injection import Injection, freeze_non_lora_params, inject, injection_of
+from lora_lib.injection import (
+    Injection,
+    freeze_non_lora_params,
+    inject,
+    injection_of,
+    plain_modules,
+    unload_lora,
+)
 from lora_lib.lora import LoRALinear, lora_layers
-from lora_lib.targets import saved_in_peft, shape_of, target_paths
+from lora_lib.targets import Names, saved_paths, shape_of, target_paths
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"  # of PEFT before 0.5
 _PREFIX = "base_model.model."  # PEFT wraps a model twice before it names its tensors
+
+
+def _factor_key(path: str, factor: str) -> str:
+    return f"{_PREFIX}{path}.lora_{factor}.weight"
+
 
 # --- save ----------------------------------------------------------------------------------------
 
@@ -44,14 +56,15 @@ def save_adapter(model: nn.Module, directory: Path | str) -> Path:
     models (DeepSeek-V3, GLM4-MoE, Qwen3-Next) into parameters of the experts, and drops the
     factors of their dense layers.
 
-    Raises ValueError if the model has no LoRA layers, a tensor is not finite, or a strength
+    Raises ValueError if the model has no LoRA layers, a parameter is not finite, or a strength
     (alpha) is one that no file can hold; nothing is written then.
     """
     injection = injection_of(model)
     config = json.dumps(_peft_config(injection), indent=2) + "\n"
     tensors = _adapter_tensors(injection)
-    check_finite(_trained(injection))
-    _warn_of_what_stays_behind(model, injection)
+    # A buffer may well be infinite: a causal mask.
+    checks.check_finite({k: t for k, t in tensors.items() if isinstance(t, nn.Parameter)})
+    _warn_of_what_stays_behind(model, injection, tensors)
     own = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
     weights = save(own, {"format": "pt", CONFIG_FILE: config})
     directory = Path(directory).expanduser()
@@ -64,10 +77,10 @@ def save_adapter(model: nn.Module, directory: Path | str) -> Path:
 def _peft_config(injection: Injection) -> dict:
     layers = injection.layers()
     for layer in layers.values():
-        check_settings(layer.rank, layer.alpha, 0.0, layer.use_rslora)
-    ranks, alphas = ({p: getattr(m, name) for p, m in layers.items()} for name in ("rank", "alpha"))
-    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+        checks.check_settings(layer.rank, layer.alpha, 0.0, layer.use_rslora)
     first = next(iter(layers.values()))
+    rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
+    alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -75,50 +88,46 @@ def _peft_config(injection: Injection) -> dict:
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {re.escape(path): r for path, r in ranks.items() if r != rank},
-        "alpha_pattern": {re.escape(path): a for path, a in alphas.items() if a != alpha},
+        "rank_pattern": {re.escape(p): m.rank for p, m in layers.items() if m.rank != rank},
+        "alpha_pattern": {re.escape(p): m.alpha for p, m in layers.items() if m.alpha != alpha},
         "lora_dropout": getattr(first.dropout, "p", 0.0),
         "target_modules": _peft_targets(injection),
         "bias": "none",
         "fan_in_fan_out": all(layer.transposed for layer in layers.values()),
         "use_rslora": first.use_rslora,
         "init_lora_weights": True,
-        "modules_to_save": sorted(injection.saved) or None,
+        "modules_to_save": sorted(injection.saved_names) or None,
     }
 
 
 def _peft_targets(injection: Injection) -> list[str] | str:
-    """Names as they were given, if for PEFT they mean these layers. Otherwise the paths, because
-    "all-linear" is another set of layers there; or where the rule for names finds more with these,
-    a regular expression."""
-    paths, modules = list(injection.layers()), injection.modules
-    saved = saved_in_peft(modules, injection.saved)
-    for names in (injection.targets, paths):
-        if isinstance(names, (tuple, list)) and target_paths(modules, names, saved) == paths:
-            return sorted(names) if names is injection.targets else names
-    return "|".join(map(re.escape, paths))
+    """What means exactly these layers in PEFT: the names as given, the paths, or, where the rule
+    for names finds more with them, a regular expression. ("all-linear" is another set there.)"""
+
+    def means_these(names: list[str]) -> bool:
+        return target_paths(injection.modules, names, injection.saved_before) == paths
+
+    paths = list(injection.layers())
+    if isinstance(injection.targets, tuple) and means_these(injection.targets):
+        return sorted(injection.targets)
+    return paths if means_these(paths) else "|".join(map(re.escape, paths))
 
 
 def _adapter_tensors(injection: Injection) -> dict[str, Tensor]:
     """Every tensor that belongs to the adapter, by PEFT's key."""
-    injection.check_saved_names()
     tensors = {}
     for path, layer in injection.layers().items():
-        tensors[f"{_PREFIX}{path}.lora_A.weight"] = layer.lora_A
-        tensors[f"{_PREFIX}{path}.lora_B.weight"] = layer.lora_B
-    for path in injection.saved_before:
-        for name, tensor in injection.modules[path].state_dict(keep_vars=True).items():
-            tensors[f"{_PREFIX}{path}.{name}"] = tensor
+        tensors[_factor_key(path, "A")] = layer.lora_A
+        tensors[_factor_key(path, "B")] = layer.lora_B
+    for path, state in injection.saved_states().items():
+        tensors |= {f"{_PREFIX}{path}.{name}": tensor for name, tensor in state.items()}
     return tensors
 
 
-def _trained(injection: Injection) -> dict[str, Tensor]:
-    """Those of them that are parameters: a buffer may well be infinite, a causal mask say."""
-    return {k: t for k, t in _adapter_tensors(injection).items() if isinstance(t, nn.Parameter)}
-
-
-def _warn_of_what_stays_behind(model: nn.Module, injection: Injection) -> None:
-    kept = {id(tensor) for tensor in _adapter_tensors(injection).values()}
+def _warn_of_what_stays_behind(
+    model: nn.Module, injection: Injection, tensors: dict[str, Tensor]
+) -> None:
+    kept = {id(tensor) for tensor in tensors.values()}
     names = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in kept]
     if names:
         warnings.warn(
@@ -127,11 +136,9 @@ def _warn_of_what_stays_behind(model: nn.Module, injection: Injection) -> None:
             "in modules_to_save",
             stacklevel=3,
         )
+    means = [(path, norm.running_mean, before) for path, norm, before in injection.running_means]
     moved = [
-        path
-        for path, norm, before in injection.statistics
-        if id(norm.running_mean) not in kept
-        and not torch.equal(norm.running_mean.to(before), before)
+        p for p, m, before in means if id(m) not in kept and not torch.equal(m.to(before), before)
     ]
     if moved:
         warnings.warn(
@@ -143,24 +150,7 @@ def _warn_of_what_stays_behind(model: nn.Module, injection: Injection) -> None:
 
 # --- load ----------------------------------------------------------------------------------------
 
-# Of PEFT's other settings, those that change nothing in what a loaded adapter computes.
-_HARMLESS = (
-    *("task_type", "base_model_name_or_path", "revision", "peft_version", "inference_mode"),
-    *("auto_mapping", "megatron_core", "qalora_group_size", "fan_in_fan_out"),
-    *("eva_config", "corda_config", "loraplus_lr_ratio", "loraplus_lr_embedding"),
-)
-_READ = (
-    *("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules"),
-    *("modules_to_save", "rank_pattern", "alpha_pattern"),
-)
-_ALLOWED = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # they keep W as it is
-}
-# The heads that PEFT saves for a task, also where modules_to_save is null.
-_HEADS = dict.fromkeys(("SEQ_CLS", "TOKEN_CLS"), ("classifier", "score"))
-_HEADS["QUESTION_ANS"] = ("qa_outputs",)
+Settings = dict[str, tuple[int, float]]  # rank and alpha of every targeted path
 
 
 @torch.inference_mode(False)
@@ -179,41 +169,36 @@ def load_adapter(model: nn.Module, directory: Path | str, trainable: bool = Fals
     directory = Path(directory).expanduser()
     config, tensors = _read(directory)
     adapted = injection_of(model) if any(lora_layers(model)) else None
-    modules = (
-        adapted.modules if adapted else dict(getattr(model, "_orig_mod", model).named_modules())
-    )
+    modules = adapted.modules if adapted else plain_modules(model)
     problems = _unsupported(config)
     try:
-        settings, saved = _settings(config, modules, tensors)
+        saved = _saved(config, modules, tensors)
+        settings = _settings(config, modules, saved, tensors)
         problems += _misfits(_places(settings, saved, modules), tensors, modules)
-        if adapted:
-            problems += _differences(adapted, settings, saved)
-        elif not problems:
-            inject(
-                getattr(model, "_orig_mod", model),
-                settings,
-                tuple(settings),
-                config.get("lora_dropout", 0.0),
-                config.get("use_rslora", False),
-                saved,
-            )
+        problems += _differences(adapted, settings, saved) if adapted else []
+        if not (adapted or problems):
+            rest = config["lora_dropout"], config["use_rslora"], saved
+            inject(modules, settings, tuple(settings), *rest)
     except (TypeError, ValueError, re.error) as error:
         problems.append(str(error))
     if problems:
         raise ValueError(f"{directory} does not fit this model: " + "; ".join(problems))
-    _fill(injection_of(model), tensors, settings, config.get("use_rslora", False))
+    try:
+        _fill(injection_of(model), tensors, settings, config["use_rslora"])
+    except BaseException:  # interrupted
+        if not adapted:
+            unload_lora(model, merge=False)
+        raise
+    model.requires_grad_(False)
     if trainable:
         freeze_non_lora_params(model)
-    else:
-        model.requires_grad_(False)
     return model
 
 
 @torch.no_grad()
 def _fill(
-    injection: Injection, tensors: dict[str, Tensor], settings: dict, use_rslora: bool
+    injection: Injection, tensors: dict[str, Tensor], settings: Settings, use_rslora: bool
 ) -> None:
-    """All of it or, if it is interrupted, nothing."""
     places = _adapter_tensors(injection)
     before = {key: place.clone() for key, place in places.items()}
     try:
@@ -229,28 +214,63 @@ def _fill(
 
 # --- reading -------------------------------------------------------------------------------------
 
+# PEFT's settings that say what is computed, and what they are if the file leaves them out.
+_READ = {
+    "r": None,
+    "lora_alpha": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "lora_dropout": 0.0,
+    "use_rslora": False,
+    "target_modules": None,
+    "exclude_modules": (),
+    "modules_to_save": (),
+}
+_ALLOWED = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # they keep W as it is
+}
+# What changes nothing in what a loaded adapter computes.
+_HARMLESS = {
+    "task_type",  # but see _HEADS
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "inference_mode",
+    "auto_mapping",
+    "megatron_core",
+    "qalora_group_size",
+    "fan_in_fan_out",  # the layer itself says so
+    "eva_config",
+    "corda_config",
+    "loraplus_lr_ratio",
+    "loraplus_lr_embedding",
+}
+# The heads that PEFT saves for a task, also where modules_to_save is null.
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
 
 def _read(directory: Path) -> tuple[dict, dict[str, Tensor]]:
-    weights = next((directory / name for name in (WEIGHTS_FILE, PICKLED_FILE)
-                    if (directory / name).is_file()), None)  # fmt: skip
+    """The configuration, with defaults for what it leaves out, and the tensors by key."""
     configured = (directory / CONFIG_FILE).is_file()
-    if weights is None or not configured:
-        missing = WEIGHTS_FILE if configured else CONFIG_FILE
+    weights = [name for name in (WEIGHTS_FILE, PICKLED_FILE) if (directory / name).is_file()]
+    if not (configured and weights):
         raise FileNotFoundError(
-            f"there is no {missing} in {directory}; an adapter is a local directory with "
-            f"{CONFIG_FILE} and {WEIGHTS_FILE}"
+            f"there is no {WEIGHTS_FILE if configured else CONFIG_FILE} in {directory}; an adapter "
+            f"is a local directory with {CONFIG_FILE} and {WEIGHTS_FILE}"
         )
-    saved_with = None
     try:
         config = json.loads((directory / CONFIG_FILE).read_text("utf-8"))
-        if weights.name == PICKLED_FILE:
-            tensors = torch.load(weights, map_location="cpu", weights_only=True)
-        else:
-            with safe_open(weights, "pt") as file:
-                saved_with = json.loads((file.metadata() or {}).get(CONFIG_FILE, "null"))
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors, saved_with = _read_weights(directory / weights[0])
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{weights} holds more than tensors, and was not run ({error})") from error
+        raise ValueError(
+            f"{directory / PICKLED_FILE} holds more than tensors, and was not run ({error})"
+        ) from error
     except (ValueError, RuntimeError, EOFError, SafetensorError) as error:
         raise ValueError(
             f"the adapter in {directory} is damaged ({error}); save it anew, or restore one of the "
@@ -269,53 +289,65 @@ def _read(directory: Path) -> tuple[dict, dict[str, Tensor]]:
             f"{directory} mixes two saves: {'; '.join(differing)}; put the configuration of "
             "the metadata back, or save it anew"
         )
-    return config, tensors
+    return {"peft_type": None} | _READ | config, tensors
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict | None]:
+    """The tensors, and the configuration they were saved with, if that is known."""
+    if path.name == PICKLED_FILE:
+        return torch.load(path, map_location="cpu", weights_only=True), None
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, json.loads((file.metadata() or {}).get(CONFIG_FILE, "null"))
 
 
 def _unsupported(config: dict) -> list[str]:
-    """What changes what PEFT computes. A setting that is not known is taken to do so."""
-    known = {*_ALLOWED, *_READ, *_HARMLESS}
-    config = {"peft_type": None} | config
-    on = [
-        key
-        for key, value in config.items()
-        if (key in _ALLOWED and value not in _ALLOWED[key])
-        or not (key in known or value is None or value is False or value in ([], {}, ""))
-    ]
-    return [f"{key} is {config[key]!r}, which this library lacks" for key in on]
+    """Settings that would change the result. One that is not known is taken to do so."""
+
+    def harmless(key: str, value: object) -> bool:
+        if key in _ALLOWED:
+            return value in _ALLOWED[key]
+        known = key in _READ or key in _HARMLESS
+        return known or value is None or value is False or value in ([], {}, "")
+
+    on = {key: value for key, value in config.items() if not harmless(key, value)}
+    return [f"{key} is {value!r}, which this library lacks" for key, value in on.items()]
+
+
+def _saved(config: dict, modules: dict[str, nn.Module], tensors: dict) -> tuple[str, ...]:
+    """The paths of modules_to_save, those included that a task brings along."""
+    names = checks.name_list(config["modules_to_save"] or (), "modules_to_save")
+    saved = saved_paths(modules, names)
+    in_file = {key.removeprefix(_PREFIX).rpartition(".")[0] for key in tensors}
+    heads = saved_paths(modules, _HEADS.get(config.get("task_type"), ()))
+    return (*saved, *(path for path in heads if path in in_file and path not in saved))
 
 
 def _settings(
-    config: dict, modules: dict[str, nn.Module], tensors: dict[str, Tensor]
-) -> tuple[dict[str, tuple[int, float]], tuple[str, ...]]:
-    """Path → rank and alpha of every targeted module, and the paths of the saved ones."""
-    names = name_list(config.get("modules_to_save") or (), "modules_to_save")
-    saved = saved_in_peft(modules, names)
-    heads = saved_in_peft(modules, _HEADS.get(config.get("task_type"), ()))
-    in_file = {key.removeprefix(_PREFIX).rpartition(".")[0] for key in tensors}
-    saved += [path for path in heads if path in in_file and path not in saved]
-    excluded = _pattern_or_names(config.get("exclude_modules") or (), "exclude_modules")
-    targets = config.get("target_modules")
+    config: dict, modules: dict[str, nn.Module], saved: tuple[str, ...], tensors: dict
+) -> Settings:
+    targets, excluded = config["target_modules"], config["exclude_modules"] or ()
     if targets == "all-linear":  # which layers those are depends on who saved it
-        targets = tuple(p for p in modules if f"{_PREFIX}{p}.lora_A.weight" in tensors)
-    paths = target_paths(modules, _pattern_or_names(targets, "target_modules"), saved, excluded)
+        targets = tuple(path for path in modules if _factor_key(path, "A") in tensors)
+    targets, excluded = _names(targets, "target_modules"), _names(excluded, "exclude_modules")
+    paths = target_paths(modules, targets, saved, excluded)
     if not paths:
-        raise ValueError(f"target_modules {targets!r} match nothing in this model")
+        raise ValueError(f"target_modules {config['target_modules']!r} match nothing in this model")
     settings = {
         path: (
-            _by_pattern(config.get("rank_pattern"), path, config.get("r")),
-            _by_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha")),
+            _by_pattern(config["rank_pattern"], path, config["r"]),
+            _by_pattern(config["alpha_pattern"], path, config["lora_alpha"]),
         )
         for path in paths
     }
-    rest = config.get("lora_dropout", 0.0), config.get("use_rslora", False)
     for rank, alpha in settings.values():
-        check_settings(rank, alpha, *rest)
-    return settings, tuple(saved)
+        checks.check_settings(rank, alpha, config["lora_dropout"], config["use_rslora"])
+    return settings
 
 
-def _pattern_or_names(targets: object, argument: str) -> tuple[str, ...] | re.Pattern:
-    return re.compile(targets) if isinstance(targets, str) else name_list(targets, argument)
+def _names(targets: object, argument: str) -> Names:
+    """In PEFT's file a string is a regular expression."""
+    return re.compile(targets) if isinstance(targets, str) else checks.name_list(targets, argument)
 
 
 def _by_pattern(pattern: dict | None, path: str, otherwise: object) -> object:
@@ -324,21 +356,23 @@ def _by_pattern(pattern: dict | None, path: str, otherwise: object) -> object:
     return next(found, otherwise)
 
 
+# --- does it fit? --------------------------------------------------------------------------------
+
+
 def _places(
-    settings: dict[str, tuple[int, float]], saved: tuple[str, ...], modules: dict[str, nn.Module]
+    settings: Settings, saved: tuple[str, ...], modules: dict[str, nn.Module]
 ) -> dict[str, Tensor]:
     """What each key of the file has to be like; a factor stands here without memory."""
     places = {}
     for path, (rank, _) in settings.items():
         if not isinstance(modules[path], LoRALinear):
-            check_linear(modules[path], f"target {path!r}")
+            checks.check_linear(modules[path], f"target {path!r}")
         d_out, d_in = shape_of(modules[path])
         for name, shape in (("A", (rank, d_in)), ("B", (d_out, rank))):
-            factor = nn.Parameter(torch.empty(shape, device="meta"))
-            places[f"{_PREFIX}{path}.lora_{name}.weight"] = factor
+            places[_factor_key(path, name)] = nn.Parameter(torch.empty(shape, device="meta"))
     for path in saved:
-        for name, tensor in modules[path].state_dict(keep_vars=True).items():
-            places[f"{_PREFIX}{path}.{name}"] = tensor
+        state = modules[path].state_dict(keep_vars=True)
+        places |= {f"{_PREFIX}{path}.{name}": tensor for name, tensor in state.items()}
     return places
 
 
@@ -349,20 +383,20 @@ def _misfits(
     for key, tensor in tensors.items():
         place = places.get(key)
         if place is None:
-            problems += _unexpected(key, tensor, modules)
+            problems += _problem_with_extra(key, tensor, modules)
         elif tensor.shape != place.shape:
             shapes = tuple(tensor.shape), tuple(place.shape)
             problems.append(f"{key} has shape {shapes[0]}, the model needs {shapes[1]}")
         elif tensor.is_floating_point() != place.is_floating_point():
             problems.append(f"{key} is {tensor.dtype}, the model needs {place.dtype}")
         elif isinstance(place, nn.Parameter) and not tensor.isfinite().all():
-            problems.append(f"{key} is not finite")  # a buffer may be: a causal mask
+            problems.append(f"{key} is not finite")
     return sorted(problems)
 
 
-def _unexpected(key: str, tensor: Tensor, modules: dict[str, nn.Module]) -> list[str]:
+def _problem_with_extra(key: str, tensor: Tensor, modules: dict[str, nn.Module]) -> list[str]:
     """PEFT adds whole weights of the base, those of a targeted output layer or of embeddings. They
-    say which base the adapter is for."""
+    say which base the adapter is for; with the same one there is no problem."""
     path, _, name = key.removeprefix(_PREFIX).rpartition(".")
     module = modules.get(path.removesuffix(".base_layer"))
     of_base = getattr(module, "original", module)
@@ -378,17 +412,14 @@ def _unexpected(key: str, tensor: Tensor, modules: dict[str, nn.Module]) -> list
     ]
 
 
-def _differences(
-    injection: Injection, settings: dict[str, tuple[int, float]], saved: tuple[str, ...]
-) -> list[str]:
+def _differences(injection: Injection, settings: Settings, saved: tuple[str, ...]) -> list[str]:
     """What would have to change on a model that has LoRA already."""
     layers, problems = injection.layers(), []
-    if {path: layer.rank for path, layer in layers.items()} != {
-        p: r for p, (r, _) in settings.items()
-    }:
+    if {p: m.rank for p, m in layers.items()} != {p: rank for p, (rank, _) in settings.items()}:
         problems.append("its LoRA layers are others, or of other ranks")
     if set(saved) != set(injection.saved_before):
-        problems.append(f"modules_to_save are {saved}, but {injection.saved} on the model")
+        on_model = tuple(injection.saved_before)
+        problems.append(f"modules_to_save are {saved}, but {on_model} on the model")
     if any(layer.merged for layer in layers.values()):
         problems.append("the model is merged; call unmerge_lora_weights(model) first")
     advice = "to give a model that has LoRA another, call unload_lora(model, merge=False) first"

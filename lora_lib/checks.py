@@ -1,23 +1,14 @@
 """What LoRA refuses, and why. Errors name what was given, what was expected and what to do."""
 
 import math
-import re
+from collections import Counter
 from collections.abc import Iterable
 from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
-from lora_lib.targets import (
-    conv1d,
-    count_places,
-    inside,
-    is_linear,
-    listing,
-    matches,
-    saved_in_peft,
-    saved_paths,
-)
+from lora_lib.targets import Names, conv1d, is_linear, is_named, lies_in, saved_paths
 
 # --- arguments -----------------------------------------------------------------------------------
 
@@ -62,7 +53,7 @@ def name_list(names: Iterable[str], argument: str, otherwise: str = "") -> tuple
 def check_linear(module: nn.Module, where: str) -> None:
     """That LoRA can stand beside it."""
     kind = type(module).__name__
-    if kind == "LoRALinear":
+    if kind == "LoRALinear":  # by name: its module imports this one
         raise TypeError(f"{where} is a LoRALinear already; LoRA is not put into LoRA")
     if not is_linear(module):
         raise TypeError(
@@ -75,15 +66,14 @@ def check_linear(module: nn.Module, where: str) -> None:
 
 
 def check_in_memory(module: nn.Module, where: str) -> None:
-    if any(tensor.is_meta for tensor in module.state_dict(keep_vars=True).values()
-           if isinstance(tensor, Tensor)):  # fmt: skip
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         raise ValueError(
             f"{where} has no memory (meta device, or offloaded); load the model's weights first"
         )
 
 
 def check_own_forward(linear: nn.Module, where: str) -> None:
-    """A function on the instance is bound to it, and would compute with W whatever we do."""
+    """A function put on the instance is bound to it, and would compute with W whatever we do."""
     if "forward" in vars(linear) and not is_plain(linear):
         raise TypeError(
             f"the forward of {where} was replaced on this one module; make it a method of a class, "
@@ -131,42 +121,39 @@ def is_plain(linear: nn.Module) -> bool:
 
 # --- a whole model -------------------------------------------------------------------------------
 
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # torch.compile's child, checkpointing's
 
-def check_not_wrapped(model: nn.Module) -> None:
-    """A wrapper knows the parameters of its beginning, and puts its own names into the paths."""
-    wrappers = nn.DataParallel | nn.parallel.DistributedDataParallel
-    for path, module in model.named_modules():
-        if isinstance(module, wrappers) or {"_orig_mod", "_checkpoint_wrapped_module"} & {
-            *module._modules
-        }:
+
+def check_not_wrapped(modules: dict[str, nn.Module]) -> None:
+    """A wrapper puts a name of its own into the paths, which no other copy of the model has."""
+    for path, module in modules.items():
+        parallel = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        if parallel or any(name in module._modules for name in WRAPPERS):
             raise ValueError(
                 f"{path or 'model'} is wrapped in {type(module).__name__}; add LoRA to the plain "
                 "model first, then wrap it"
             )
 
 
-def check_names(modules: dict[str, nn.Module], targets: tuple[str, ...] | str | re.Pattern) -> None:
+def check_names(modules: dict[str, nn.Module], targets: Names | str) -> None:
     """That there are linear layers, and that every name in a list of targets means something."""
-    names = targets if isinstance(targets, tuple) else ()
-    missing = [name for name in names if not saved_paths(modules, [name])]
-    linear = listing(path for path, module in modules.items() if path and is_linear(module))
-    if not linear:
+    if not any(path and is_linear(module) for path, module in modules.items()):
         raise ValueError(
             "there is no nn.Linear below this model; if it is one itself, pass what holds it"
         )
+    names = targets if isinstance(targets, tuple) else ()
+    missing = [name for name in names if not any(is_named(path, [name]) for path in modules)]
     if missing:
-        raise ValueError(f"target_modules {missing} match no module; linear layers are {linear}")
+        raise ValueError(f"target_modules {missing} match no module; {linear_layers(modules)}")
 
 
-def check_targets(model: nn.Module, paths: Iterable[str], saved: tuple[str, ...]) -> None:
-    modules, places = dict(model.named_modules()), count_places(model, "_modules")
-    saved_too = saved_in_peft(modules, saved)
+def check_targets(modules: dict[str, nn.Module], paths: list[str], saved: tuple[str, ...]) -> None:
     if not paths:
-        linear = listing(path for path, module in modules.items() if path and is_linear(module))
         raise ValueError(
-            f"target_modules match nothing outside modules_to_save {saved}; linear layers are "
-            f"{linear}"
+            f"target_modules match nothing outside modules_to_save {saved}; "
+            f"{linear_layers(modules)}"
         )
+    places = count_places(modules.values(), "_modules")
     for path in paths:
         check_linear(modules[path], f"target {path!r}")
         if places[id(modules[path])] > 1:
@@ -174,23 +161,18 @@ def check_targets(model: nn.Module, paths: Iterable[str], saved: tuple[str, ...]
                 f"target {path!r} is one module in several places, and LoRA would reach only this "
                 "one; give every place a module of its own"
             )
-        if inside(path, saved_too):
-            raise ValueError(
-                f"PEFT would take modules_to_save {saved} for the target {path!r} too; put its "
-                "whole name there as well, or do not target it"
-            )
 
 
-def check_saved(model: nn.Module, names: tuple[str, ...]) -> None:
-    modules, places = dict(model.named_modules()), count_places(model, "_parameters")
-    paths = saved_in_peft(modules, names)
-    missing = [name for name in names if not any(matches(path, name) for path in paths)]
+def check_saved(modules: dict[str, nn.Module], names: tuple[str, ...]) -> None:
+    """That modules_to_save are there, and can be saved and loaded whole."""
+    missing = [name for name in names if not saved_paths(modules, [name])]
     if missing:
-        children = ", ".join(name for name, _ in model.named_children())
+        children = ", ".join(name for name, _ in modules[""].named_children())
         raise ValueError(f"modules_to_save {missing} match no module; at the top are: {children}")
+    paths, places = saved_paths(modules, names), count_places(modules.values(), "_parameters")
     for path in paths:
         where = f"{path!r} in modules_to_save"
-        if outer := [other for other in paths if other != path and inside(path, [other])]:
+        if outer := [other for other in paths if other != path and lies_in(path, [other])]:
             raise ValueError(f"{where} lies inside {outer[0]!r}, which is saved whole; name one")
         if any(places[id(p)] > 1 for p in modules[path].parameters()):
             raise ValueError(
@@ -206,6 +188,30 @@ def check_saved(model: nn.Module, names: tuple[str, ...]) -> None:
                     f"{where} keeps {name}, an expanded tensor whose entries share memory and "
                     "cannot be loaded one by one; make it contiguous first"
                 )
+
+
+def check_not_tied(model: nn.Module, linears: Iterable[nn.Module]) -> None:
+    places = count_places(model.modules(), "_parameters")
+    if any(places[id(linear._parameters.get("weight"))] > 1 for linear in linears):
+        raise ValueError(
+            "a targeted weight is tied to another module, which a merge would change too; "
+            "keep the adapter unmerged, or untie the weight first"
+        )
+
+
+def count_places(modules: Iterable[nn.Module], kind: str) -> Counter:
+    """In how many places each module ("_modules") or parameter ("_parameters") is, by its id."""
+    return Counter(id(x) for module in modules for x in getattr(module, kind).values())
+
+
+def linear_layers(modules: dict[str, nn.Module]) -> str:
+    """Their last names, counted: "linear layers are W_q (4 times), classifier"."""
+    names = (p.rpartition(".")[2] for p, module in modules.items() if p and is_linear(module))
+    counts = Counter(names).items()
+    return "linear layers are " + ", ".join(n if k == 1 else f"{n} ({k} times)" for n, k in counts)
+
+
+# --- tensors -------------------------------------------------------------------------------------
 
 
 def check_finite(tensors: dict[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """LoRA into a model and out of it again: add, freeze, merge, unmerge, unload, switch off.
 
-Every change is all or nothing: what is refused leaves the model as it was.
+Every change is all or nothing: what is refused or interrupted leaves the model as it was.
 """
 
 import re
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from lora_lib import checks
 from lora_lib.lora import LoRALinear, lora_layers
-from lora_lib.targets import count_places, saved_in_peft, saved_paths, target_paths
+from lora_lib.targets import Names, saved_paths, target_paths
+
+State = dict[str, Tensor]
 
 
 @dataclass
@@ -23,31 +25,30 @@ class Injection:
     It knows modules, not only their names, so that a part of the model may be wrapped later.
     """
 
-    modules: dict[str, nn.Module]  # by path, as the plain model had them, LoRA layers in place
-    targets: tuple[str, ...] | str | re.Pattern
-    saved: tuple[str, ...]  # modules_to_save
-    saved_before: dict[str, dict[str, Tensor]]  # path → its state before training
-    required_grad: list[tuple[nn.Module, str, bool]]
-    statistics: list[tuple[str, nn.Module, Tensor]]  # running means before training
+    modules: dict[str, nn.Module]  # of the plain model by path, but LoRA layers in their places
+    targets: Names | str
+    saved_names: tuple[str, ...]
+    saved_before: dict[str, State]  # path of each of modules_to_save → its state before training
+    required_grad: list[tuple[nn.Module, str, bool]]  # by the parameter's module and name there
+    running_means: list[tuple[str, nn.Module, Tensor]]  # of norms, before training
 
     def layers(self) -> dict[str, LoRALinear]:
         return {path: m for path, m in self.modules.items() if isinstance(m, LoRALinear)}
 
-    def saved_state(self) -> dict[str, dict[str, Tensor]]:
-        """Path → a copy of the state of every module in modules_to_save."""
-        self.check_saved_names()
-        return {path: _copy(self.modules[path].state_dict()) for path in self.saved_before}
-
-    def check_saved_names(self) -> None:
-        for path, before in self.saved_before.items():
-            if self.modules[path].state_dict().keys() != before.keys():
+    def saved_states(self) -> dict[str, State]:
+        """Path → tensors of every module in modules_to_save. Raises ValueError if they have other
+        names than before training."""
+        states = {p: self.modules[p].state_dict(keep_vars=True) for p in self.saved_before}
+        for path, state in states.items():
+            if state.keys() != self.saved_before[path].keys():
                 raise ValueError(
                     f"{path!r} in modules_to_save was wrapped or changed after LoRA was added, so "
                     "its tensors have other names; unwrap it first"
                 )
+        return states
 
     @torch.inference_mode(False)
-    def load_saved(self, states: dict[str, dict[str, Tensor]]) -> None:
+    def load_saved(self, states: dict[str, State]) -> None:
         for path, state in states.items():
             self.modules[path].load_state_dict(state)
 
@@ -57,15 +58,18 @@ class Injection:
                 parameter.requires_grad_(required)
 
 
-def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def copy_of(state: State) -> State:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+# --- in ------------------------------------------------------------------------------------------
 
 
 def add_lora_to_model(
     model: nn.Module,
     rank: int = 8,
     alpha: float = 16.0,
-    target_modules: Iterable[str] | str | re.Pattern = ("W_q", "W_v"),
+    target_modules: Names | str = ("W_q", "W_v"),
     dropout: float = 0.0,
     use_rslora: bool = False,
     modules_to_save: Iterable[str] = (),
@@ -75,61 +79,60 @@ def add_lora_to_model(
     A target names a module by its exact path or the end of it after a dot, as in PEFT: "W_q"
     matches "blocks.0.attention.W_q". "all-linear" stands for every linear layer, the output layer
     too; a compiled regular expression has to match a whole path. Nothing is targeted that lies in
-    `modules_to_save`, the modules (a new head, say) that are trained and saved whole. A layer that
-    a second model holds as well is adapted there too.
+    `modules_to_save`, the modules (a new head, say) that are trained and saved whole; as in PEFT
+    those are all whose path ends with a name. A layer that a second model holds as well is adapted
+    there too.
 
     Raises ValueError if a name matches nothing, a setting is wrong, the model has LoRA already or
     could not use it where it is wanted, or has no memory (meta device, offloaded); TypeError if a
     target is not a linear layer. The model is then as before.
     """
     checks.check_settings(rank, alpha, dropout, use_rslora)
-    if target_modules != "all-linear" and not isinstance(target_modules, re.Pattern):
-        word = ' or the word "all-linear"'
-        target_modules = checks.name_list(target_modules, "target_modules", word)
+    if isinstance(target_modules, str) and target_modules != "all-linear":
+        checks.name_list(target_modules, "target_modules", ' or the word "all-linear"')
+    if not isinstance(target_modules, str | re.Pattern):
+        target_modules = checks.name_list(target_modules, "target_modules")
     saved = checks.name_list(modules_to_save, "modules_to_save")
-    plain = _plain(model)
-    modules = dict(plain.named_modules())
+    modules = plain_modules(model)
     checks.check_names(modules, target_modules)
     paths = target_paths(modules, target_modules, saved_paths(modules, saved))
     settings = dict.fromkeys(paths, (rank, alpha))
-    return model, inject(plain, settings, target_modules, dropout, use_rslora, saved)
+    return model, inject(modules, settings, target_modules, dropout, use_rslora, saved)
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile's wrapper, without LoRA."""
-    checks.check_module(model)
+def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Path → module, without the prefix of torch.compile. Raises ValueError if LoRA is there."""
     if any(lora_layers(model)):
         raise ValueError(
             "this model has LoRA layers already; take a fresh model, or call unload_lora(model)"
         )
-    return getattr(model, "_orig_mod", model)
+    return dict(getattr(model, "_orig_mod", model).named_modules())
 
 
-@torch.inference_mode(False)
+@torch.inference_mode(False)  # what is made may be trained later
 def inject(
-    model: nn.Module,
+    modules: dict[str, nn.Module],
     settings: dict[str, tuple[int, float]],
-    targets: tuple[str, ...] | str | re.Pattern,
+    targets: Names | str,
     dropout: float,
     use_rslora: bool,
     saved: tuple[str, ...],
 ) -> list[LoRALinear]:
-    """LoRA into a plain model: `settings` gives rank and alpha for each path."""
-    checks.check_not_wrapped(model)
-    checks.check_saved(model, saved)
-    checks.check_targets(model, settings, saved)
-    modules = dict(model.named_modules())
+    """LoRA into the plain model of these modules: `settings` gives rank and alpha by path."""
+    checks.check_not_wrapped(modules)
+    checks.check_saved(modules, saved)
+    checks.check_targets(modules, list(settings), saved)
     injection = Injection(
-        modules,
-        targets,
-        saved,
-        {path: _copy(modules[path].state_dict()) for path in saved_in_peft(modules, saved)},
-        [
+        modules=modules,
+        targets=targets,
+        saved_names=saved,
+        saved_before={p: copy_of(modules[p].state_dict()) for p in saved_paths(modules, saved)},
+        required_grad=[
             (module, name, parameter.requires_grad)
             for module in modules.values()
             for name, parameter in module.named_parameters(recurse=False)
         ],
-        [
+        running_means=[
             (path, module, module.running_mean.clone())
             for path, module in modules.items()
             if module._buffers.get("running_mean") is not None
@@ -140,9 +143,10 @@ def inject(
             path: LoRALinear(modules[path], rank, alpha, dropout, use_rslora)
             for path, (rank, alpha) in settings.items()
         }
-    except Exception:  # out of memory
+    except BaseException:  # out of memory, interrupted
         injection.restore_requires_grad()
         raise
+    model = modules[""]
     for path, layer in layers.items():
         model.set_submodule(path, layer.train(layer.original.training))
     injection.modules = modules | layers
@@ -175,14 +179,13 @@ def freeze_non_lora_params(model: nn.Module) -> None:
     for layer in injection.layers().values():
         layer.lora_A.requires_grad_()
         layer.lora_B.requires_grad_()
-    for path in saved_paths(injection.modules, injection.saved):
+    for path in injection.saved_before:
         injection.modules[path].requires_grad_()
 
 
-# --- merging, and out of a model -----------------------------------------------------------------
+# --- merged, and out -----------------------------------------------------------------------------
 
 
-@torch.inference_mode(False)
 def merge_lora_weights(model: nn.Module) -> nn.Module:
     """Fold every ΔW into its weight; what is merged already stays as it is.
 
@@ -191,19 +194,13 @@ def merge_lora_weights(model: nn.Module) -> nn.Module:
     second model shares is merged there too.
     """
     layers = [layer for layer in injection_of(model).layers().values() if not layer.merged]
-    places = count_places(model, "_parameters")
-    if any(places[id(layer.original._parameters.get("weight"))] > 1 for layer in layers):
-        raise ValueError(
-            "a targeted weight is tied to another module, which a merge would change too; "
-            "keep the adapter unmerged, or untie the weight first"
-        )
+    checks.check_not_tied(model, [layer.original for layer in layers])
     weights = [layer.merged_weight() for layer in layers]  # all of them, before any is used
     for layer, weight in zip(layers, weights, strict=True):
-        layer._use_merged(weight)
+        layer.use_merged(weight)
     return model
 
 
-@torch.inference_mode(False)
 def unmerge_lora_weights(model: nn.Module) -> nn.Module:
     """Restore every weight bit for bit. Raises ValueError if the model has no LoRA layers,
     RuntimeError if a weight was changed since the merge; the model is then as before."""
@@ -229,12 +226,12 @@ def unload_lora(model: nn.Module, merge: bool = True) -> nn.Module:
     if merge:
         merge_lora_weights(model)
     else:
-        injection.check_saved_names()
+        injection.saved_states()  # raises, before anything changes, if they cannot be put back
         unmerge_lora_weights(model)
         injection.load_saved(injection.saved_before)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, LoRALinear) and parent is not child:
+            if isinstance(child, LoRALinear):
                 setattr(parent, name, child.original)
     injection.restore_requires_grad()
     for module in model.modules():
@@ -244,14 +241,15 @@ def unload_lora(model: nn.Module, merge: bool = True) -> nn.Module:
 
 @contextmanager
 def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """`with adapter_disabled(model):` it is the base again, modules_to_save included.
+    """`with adapter_disabled(model):` inside the block the model is the base again, with the
+    modules_to_save of before.
 
     Raises as unmerge_lora_weights. One model in several threads is switched for all of them.
     """
     injection = injection_of(model)
-    layers = injection.layers().values()
-    merged, enabled = [[getattr(layer, name) for layer in layers] for name in ("merged", "enabled")]
-    trained = injection.saved_state()
+    layers = list(injection.layers().values())
+    before = [(layer.merged, layer.enabled) for layer in layers]
+    trained = {path: copy_of(state) for path, state in injection.saved_states().items()}
     unmerge_lora_weights(model)
     injection.load_saved(injection.saved_before)
     for layer in layers:
@@ -260,7 +258,7 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         injection.load_saved(trained)
-        for layer, was_merged, was_enabled in zip(layers, merged, enabled, strict=True):
-            layer.enabled = was_enabled
-            if was_merged:
+        for layer, (merged, enabled) in zip(layers, before, strict=True):
+            layer.enabled = enabled
+            if merged:
                 layer.merge()

@@ -4,10 +4,11 @@ A frozen weight W (d_out × d_in) gets a trainable change of rank at most r,
 
     h = W x + s · B A x,    A (r × d_in) random,  B (d_out × r) zero,  s = alpha / r,
 
-so that training starts exactly at the base model (§4.1). One principle makes this right on any
-layer: `layer.weight` is the weight that the layer computes with, W + ΔW, and one sum serves it,
-merging, and whoever reads it. How it is put into a model and taken out again is in injection.py,
-what is refused, and why, in checks.py.
+so that training starts exactly at the base model (§4.1). A plain linear layer adds the two paths.
+Any other layer (one that masks its weight, say) runs its own forward with W + ΔW as its weight, and
+a model that reads `layer.weight` reads the same sum. So LoRA is right wherever it is put.
+
+How it is put into a model and taken out again is in injection.py; what is refused, in checks.py.
 """
 
 import math
@@ -45,22 +46,21 @@ class LoRALinear(nn.Module):
         super().__init__()
         checks.check_linear(original_linear, "original_linear")
         checks.check_settings(rank, alpha, dropout, use_rslora)
-        self.transposed = isinstance(original_linear, conv1d())  # it keeps Wᵀ
         self.out_features, self.in_features = shape_of(original_linear)
+        self.transposed = isinstance(original_linear, conv1d())  # it keeps Wᵀ
         self.original = original_linear.requires_grad_(False)
         self.rank, self.alpha, self.use_rslora = int(rank), float(alpha), use_rslora
         self.dropout = nn.Dropout(float(dropout)) if dropout else nn.Identity()
-        self.enabled = True  # see adapter_disabled
+        self.enabled = True  # False inside injection.adapter_disabled
         W = original_linear.weight
-        double = W.dtype == torch.float64
-        like = dict(device=W.device, dtype=torch.float64 if double else torch.float32)
-        self.lora_A = nn.Parameter(torch.empty(self.rank, self.in_features, **like))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, self.rank, **like))
+        dtype = torch.float64 if W.dtype == torch.float64 else torch.float32  # W may be int8
+        self.lora_A = nn.Parameter(W.new_empty(self.rank, self.in_features, dtype=dtype))
+        self.lora_B = nn.Parameter(W.new_zeros(self.out_features, self.rank, dtype=dtype))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # U(±1/√d_in), as loralib and PEFT
         # While merged: the weight before. A buffer follows the model to a device, and in a state
-        # dict it keeps a merged weight from being loaded as W, to which ΔW would be added again.
+        # dict its key keeps a merged weight from being loaded as W.
         self.register_buffer("_weight_before_merge", None)
-        if dropout and self._needs_a_twin():
+        if dropout and self._has_its_own_way():
             warnings.warn(
                 f"{type(original_linear).__name__} computes in its own way, with W + ΔW as its "
                 "weight, where LoRA's dropout has no place: it will have no effect",
@@ -79,6 +79,8 @@ class LoRALinear(nn.Module):
     def _divisor(self) -> float:
         return math.sqrt(self.rank) if self.use_rslora else self.rank
 
+    # --- the weight, and what is computed with it ---
+
     def forward(self, *args, **kwargs) -> Tensor:
         """What `original` takes and gives: for an nn.Linear x (…, d_in) → (…, d_out).
 
@@ -87,39 +89,11 @@ class LoRALinear(nn.Module):
         """
         if self._is_base():
             return self.original(*args, **kwargs)
-        if self._needs_a_twin():
-            return self._by_a_twin(*args, **kwargs)
-        [x] = *args, *kwargs.values()
+        if self._has_its_own_way():
+            return self._forward_with_sum(*args, **kwargs)
+        [x] = *args, *kwargs.values()  # nn.Linear calls it `input`, Conv1D `x`
         z = F.linear(self.dropout(x), self.lora_A.to(x.dtype)) * self.scaling  # (…, r)
         return self.original(*args, **kwargs) + F.linear(z, self.lora_B.to(x.dtype))
-
-    def _is_base(self) -> bool:
-        if self.merged and self.training and torch.is_grad_enabled():
-            raise RuntimeError(
-                "this LoRA layer is merged, so its factors would get no gradient: call "
-                "unmerge_lora_weights(model) before training, or model.eval() for inference"
-            )
-        return self.merged or not self.enabled
-
-    def _needs_a_twin(self) -> bool:
-        """A layer that masks its weight, say, or whose hooks change its input: W x + ΔW x would
-        not be what it makes of W + ΔW. Of a weight that takes no sum there is no other way."""
-        return checks.takes_a_sum(self.original) and not checks.is_plain(self.original)
-
-    def _by_a_twin(self, *args, **kwargs):
-        """The original's own forward on a copy of it that holds W + ΔW.
-
-        Nothing is swapped on the original, so threads and recomputation see W whole. What its
-        forward notes on itself is kept.
-        """
-        checks.check_own_forward(self.original, "a layer with LoRA")
-        twin = object.__new__(type(self.original))
-        own = {"_parameters": self.original._parameters | {"weight": self.weight}}
-        own["_compiled_call_impl"] = None  # it is bound to the original
-        vars(twin).update(vars(self.original) | own)
-        output = twin(*args, **kwargs)
-        vars(self.original).update({k: v for k, v in vars(twin).items() if k not in own})
-        return output
 
     @property
     def weight(self) -> Tensor:
@@ -136,26 +110,57 @@ class LoRALinear(nn.Module):
         checks.check_takes_a_sum(self.original)
         return self._sum(self.original.weight)
 
+    def _is_base(self) -> bool:
+        """Whether `original` computes alone: the adapter is merged into it, or switched off."""
+        if self.merged and self.training and torch.is_grad_enabled():
+            raise RuntimeError(
+                "this LoRA layer is merged, so its factors would get no gradient: call "
+                "unmerge_lora_weights(model) before training, or model.eval() for inference"
+            )
+        return self.merged or not self.enabled
+
+    def _has_its_own_way(self) -> bool:
+        """A weight that takes no sum (a quantised one) always gets W x + ΔW x."""
+        return checks.takes_a_sum(self.original) and not checks.is_plain(self.original)
+
+    def _forward_with_sum(self, *args, **kwargs):
+        """The original's own forward, run on a shallow copy of it whose weight is W + ΔW.
+
+        Nothing is swapped on the original, so threads and recomputation see W whole. Attributes
+        that its forward sets are copied back.
+        """
+        checks.check_own_forward(self.original, "a layer with LoRA")  # it may be patched by now
+        copy = object.__new__(type(self.original))
+        own = {"_parameters": self.original._parameters | {"weight": self.weight}}
+        own["_compiled_call_impl"] = None  # it is bound to the original
+        vars(copy).update(vars(self.original) | own)
+        output = copy(*args, **kwargs)
+        vars(self.original).update({k: v for k, v in vars(copy).items() if k not in own})
+        return output
+
     def _sum(self, weight: Tensor) -> Tensor:
         """`weight` + s · B A, added in float32 or better and rounded once to weight's dtype."""
-        dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
-        A, B = self.lora_A.to(dtype), self.lora_B.to(dtype)
+        A, B = self._factors_to_add()
         left, right = (A.T, B.T) if self.transposed else (B, A)
         with torch.autocast(weight.device.type, enabled=False):
-            total = torch.addmm(weight.to(dtype), left, right, alpha=self.scaling)
+            total = torch.addmm(weight.to(A.dtype), left, right, alpha=self.scaling)
         return total.to(weight.dtype)
 
     def delta_weight(self) -> Tensor:
         """ΔW = s · B A, shape (d_out, d_in), in float32 or better."""
+        A, B = self._factors_to_add()
+        return self.scaling * B @ A
+
+    def _factors_to_add(self) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
-        return self.scaling * self.lora_B.to(dtype) @ self.lora_A.to(dtype)
+        return self.lora_A.to(dtype), self.lora_B.to(dtype)
 
     @property
     def bias(self) -> Tensor | None:
         return self.original.bias
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Where an assignment to `weight` or `bias` ends, tie_weights() for one."""
+        """nn.Module sends `layer.weight = Parameter(…)` here, as tie_weights() does."""
         if name in ("weight", "bias"):
             raise TypeError(
                 f"the {name} of a layer with LoRA is made of W and ΔW: assign to "
@@ -170,6 +175,7 @@ class LoRALinear(nn.Module):
         return self._weight_before_merge is not None
 
     @torch.no_grad()
+    @torch.inference_mode(False)  # what is made may be trained later
     def merged_weight(self) -> Tensor:
         """W + ΔW. Raises FloatingPointError if it is not finite, TypeError as `weight`."""
         checks.check_takes_a_sum(self.original)
@@ -184,13 +190,16 @@ class LoRALinear(nn.Module):
     def merge(self) -> None:
         """Fold ΔW into the weight. Merging twice adds it once."""
         if not self.merged:
-            self._use_merged(self.merged_weight())
+            self.use_merged(self.merged_weight())
 
-    def _use_merged(self, weight: Tensor) -> None:
+    @torch.inference_mode(False)
+    def use_merged(self, weight: Tensor) -> None:
+        """The second half of merge, with `merged_weight()`: many layers are merged together."""
         self._weight_before_merge = self.original.weight.data
-        self._merged_with = self._precision()
+        self._eps_at_merge = self._eps()
         self.original.weight.data = weight
 
+    @torch.inference_mode(False)
     def unmerge(self) -> None:
         """Put the weight of before the merge back, bit for bit: not W + ΔW − ΔW.
 
@@ -202,28 +211,32 @@ class LoRALinear(nn.Module):
             self.original.weight.data = self._weight_before_merge
             self._weight_before_merge = None
 
+    @torch.no_grad()
     def check_still_merged(self) -> None:
-        if self.merged and not self._still_merged():
+        """Raises RuntimeError unless the weight is W + ΔW, up to what rounding may do to the
+        products and to the sum, now or in a .half() since the merge."""
+        weight, W = self.original._parameters.get("weight"), self._weight_before_merge
+        if W is None:
+            return
+        same = weight is not None and weight.shape == W.shape
+        if same:
+            eps_of_factors, eps = (
+                max(e) for e in zip(self._eps_at_merge, self._eps(), strict=True)
+            )
+            A, B = (factor.abs() for factor in self._factors_to_add())
+            W = W.to(A.dtype)
+            size = W.abs() + abs(self.scaling) * ((B @ A).T if self.transposed else B @ A)
+            adding = 2 * eps_of_factors * size
+            storing = 0.51 * eps * weight.abs().clamp(min=torch.finfo(weight.dtype).tiny)
+            same = ((weight - self._sum(W)).abs() <= adding + storing).all()
+        if not same:
             raise RuntimeError(
                 "a weight or its factors changed since the merge, which unmerging would undo; "
                 "unload_lora(model) keeps the weight as it is now"
             )
 
-    @torch.no_grad()
-    def _still_merged(self) -> bool:
-        """Whether the weight is W + ΔW up to rounding, then or in a later .half() or .double()."""
-        weight = self.original._parameters.get("weight")
-        if weight is None or weight.shape != self._weight_before_merge.shape:
-            return False
-        eps_of_factors, eps = map(max, self._merged_with, self._precision())
-        W = self._weight_before_merge.to(torch.promote_types(self.lora_A.dtype, torch.float32))
-        A, B = self.lora_A.to(W.dtype).abs(), self.lora_B.to(W.dtype).abs()
-        size = W.abs() + abs(self.scaling) * ((B @ A).T if self.transposed else B @ A)
-        tiny = torch.finfo(weight.dtype).tiny
-        error = 2 * eps_of_factors * size + 0.51 * eps * weight.abs().clamp(min=tiny)
-        return bool(((weight - self._sum(W)).abs() <= error).all())
-
-    def _precision(self) -> tuple[float, float]:
+    def _eps(self) -> tuple[float, float]:
+        """The precision of the factors, and of the weight."""
         return tuple(torch.finfo(t.dtype).eps for t in (self.lora_A, self.original.weight))
 
     # --- facts ---
@@ -231,11 +244,11 @@ class LoRALinear(nn.Module):
     @property
     def num_trainable_params(self) -> int:
         """r · (d_in + d_out) while the factors are trainable."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return count_parameters(self, only_trainable=True)
 
     @property
     def num_total_params(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+        return count_parameters(self)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, scaling={self.scaling:g}"

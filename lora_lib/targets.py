@@ -2,49 +2,39 @@
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterable
 
 from torch import nn
 
-
-def matches(path: str, name: str) -> bool:
-    """The rule for a list of names: the whole path, or its end after a dot."""
-    return path == name or path.endswith("." + name)
+Names = Iterable[str] | re.Pattern
 
 
-def means(path: str, targets: Iterable[str] | re.Pattern) -> bool:
-    """A list of names as above; a regular expression has to match the whole path."""
-    if isinstance(targets, re.Pattern):
-        return targets.fullmatch(path) is not None
-    return any(matches(path, name) for name in targets)
+def is_named(path: str, names: Names) -> bool:
+    """By a list of names: as the whole path, or its end after a dot. A regular expression has to
+    match the whole path."""
+    if isinstance(names, re.Pattern):
+        return names.fullmatch(path) is not None
+    return any(path == name or path.endswith("." + name) for name in names)
 
 
-def inside(path: str, parents: Iterable[str]) -> bool:
+def saved_paths(paths: Iterable[str], names: Iterable[str]) -> list[str]:
+    """For modules_to_save PEFT asks for no dot before the name: "head" is "subhead" as well."""
+    return [path for path in paths if path.endswith(tuple(names))]
+
+
+def lies_in(path: str, parents: Iterable[str]) -> bool:
     return any(path == parent or path.startswith(parent + ".") for parent in parents)
 
 
 def target_paths(
-    modules: dict[str, nn.Module],
-    targets: Iterable[str] | str | re.Pattern,
-    saved: Iterable[str] = (),
-    excluded: Iterable[str] | re.Pattern = (),
+    modules: dict[str, nn.Module], targets: Names | str, saved: Iterable[str], excluded: Names = ()
 ) -> list[str]:
-    """Paths that are targeted: "all-linear" stands for every linear layer. Nothing is, that lies in
-    a `saved` path or is `excluded`."""
-    paths = [p for p in modules if p and not inside(p, saved) and not means(p, excluded)]
+    """Paths that are targeted; "all-linear" stands for every linear layer. Paths in `saved` ones
+    and `excluded` ones are left out, and so is the root, whose path is empty."""
+    paths = [p for p in modules if p and not lies_in(p, saved) and not is_named(p, excluded)]
     if targets == "all-linear":
         return [path for path in paths if is_linear(modules[path])]
-    return [path for path in paths if means(path, targets)]
-
-
-def saved_paths(modules: Iterable[str], names: Iterable[str]) -> list[str]:
-    return [path for path in modules if means(path, names)]
-
-
-def saved_in_peft(modules: Iterable[str], names: Iterable[str]) -> list[str]:
-    """PEFT asks for no dot before the name of a module to save: "head" is "subhead" as well."""
-    return [path for path in modules if path.endswith(tuple(names))]
+    return [path for path in paths if is_named(path, targets)]
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -63,14 +53,3 @@ def shape_of(linear: nn.Module) -> tuple[int, int]:
     if isinstance(linear, conv1d()):
         return linear.nf, linear.nx
     return linear.out_features, linear.in_features
-
-
-def count_places(model: nn.Module, kind: str) -> Counter:
-    """In how many places each module ("_modules") or parameter ("_parameters") is, by its id."""
-    return Counter(id(x) for module in model.modules() for x in getattr(module, kind).values())
-
-
-def listing(paths: Iterable[str]) -> str:
-    """The last names with their counts: "W_q (4 times), W_v (4 times), classifier"."""
-    counts = Counter(path.rpartition(".")[2] for path in paths)
-    return ", ".join(name if n == 1 else f"{name} ({n} times)" for name, n in counts.items())

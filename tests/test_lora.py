@@ -282,13 +282,15 @@ def test_what_is_saved_whole_is_not_adapted_as_well(model, refuses):
     assert type(model.classifier) is nn.Linear
 
 
-def test_only_the_module_that_was_named_is_trained_and_not_one_whose_name_ends_alike():
+def test_what_is_saved_is_what_trains_and_by_pefts_rule_a_name_is_an_end():
     model = nn.ModuleDict(
         {"x": nn.Linear(2, 2), "head": nn.Linear(2, 2), "subhead": nn.Linear(2, 2)}
     )
     add_lora_to_model(model, target_modules=["x"], modules_to_save=["head"])
     freeze_non_lora_params(model)
-    assert trainable(model) == {"x.lora_A", "x.lora_B", "head.weight", "head.bias"}
+    assert trainable(model) == {
+        *("x.lora_A", "x.lora_B", "head.weight", "head.bias", "subhead.weight", "subhead.bias")
+    }
 
 
 # --- freezing and counting -----------------------------------------------------------------------
