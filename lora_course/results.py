@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 RESULTS = Path(__file__).parent / "experiments" / "results"
+WHOLE_NUMBERS = {"pairs": "Int64", "layer": "Int64"}  # columns of them in which one may be missing
 
 # What has a learning rate of its own. Scripts and seeds share one.
 SETTING = [
@@ -41,8 +42,7 @@ def load_table(name: str, folder: Path = RESULTS) -> pd.DataFrame:
         raise FileNotFoundError(f"there is no recorded table {name!r}; there are: {tables}")
     text = path.read_text("utf-8")
     whole = io.StringIO(text[: text.rfind("\n") + 1])
-    types = {"pairs": "Int64", "layer": "Int64"}  # whole numbers that may be missing
-    return pd.read_csv(whole, dtype=types)
+    return pd.read_csv(whole, dtype=WHOLE_NUMBERS)
 
 
 def load_runs() -> pd.DataFrame:

@@ -156,21 +156,6 @@ def test_bars_of_one_block_stand_around_its_label_and_do_not_overlap():
     assert edges[0][0] > 0.5 and edges[-1][1] < 1.5
 
 
-def test_seeds_and_intervals_draw_every_seed_and_the_given_interval():
-    scores = {"a": [0.1, 0.3], "b": [0.5, 0.5, 0.8]}
-    intervals = {"a": (0.2, -0.1, 0.5), "b": (0.6, 0.4, 0.9)}
-    fig = figures.seeds_and_intervals(scores, intervals, "exact match")
-    [ax] = fig.axes
-    assert names(ax.get_yticklabels()) == ["a", "b"]
-    points, bars, means = ([data(one) for one in ax.lines[k::3]] for k in range(3))
-    assert [xs for xs, _ in points] == [[0.1, 0.3], [0.5, 0.5, 0.8]]
-    assert [xs for xs, _ in bars] == [[-0.1, 0.5], [0.4, 0.9]]
-    assert [xs for xs, _ in means] == [[0.2], [0.6]]
-    assert [round(ys[0]) for _, ys in points] == [round(ys[0]) for _, ys in means] == [0, 1]
-    assert ax.yaxis_inverted() and recorded(ax)
-    assert names(fig.legends[0].get_texts()) == ["one seed", "mean and 95 % interval"]
-
-
 # --- the palette, and what all figures keep to ---------------------------------------------------
 
 METHODS = {
@@ -272,9 +257,6 @@ FIGURES = {
     "step_times": lambda: figures.step_times(
         {on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in ("CPU", "GPU")},
         (128, 1024, 4096), {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)},
-    ),
-    "seeds_and_intervals": lambda: figures.seeds_and_intervals(
-        SEEDS, dict.fromkeys(SEEDS, (0.3, 0.2, 0.4)), "exact match"
     ),
     "lora_in_one_picture": lambda: figures.lora_in_one_picture(**PICTURE),
 }  # fmt: skip

@@ -47,7 +47,7 @@ from lora_course.experiments.contestants import (
     forward_pass,
     make,
 )
-from lora_course.experiments.provenance import provenance
+from lora_course.experiments.recording import provenance
 from lora_lib.lora import count_parameters
 from lora_lib.model import default_device
 
