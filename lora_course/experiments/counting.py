@@ -153,7 +153,7 @@ def main() -> None:
     jobs = [(table, script, None) for table in TABLES for script in SCRIPTS]
     jobs += [(table, "georgian", n) for table in TABLES for n in (100, 300, 1000)]
     scores = [score(*job) for job in tqdm(jobs)]
-    record_tables("counting", torch.device("cpu"), counting=scores)
+    record_tables("counting", torch.device("cpu"), {"counting": scores})
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def main() -> None:
     jobs = [replace(SETTINGS[k["setting"]], lr=k["lr"], seed=k["seed"]) for k in keys]
     tracks = in_parallel(measure, jobs, workers_argument(__doc__.splitlines()[0]))
     rows = [key | look for key, looks in zip(keys, tracks, strict=True) for look in looks]
-    record_tables("forgetting", default_device(), forgetting=rows)
+    record_tables("forgetting", default_device(), {"forgetting": rows})
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def measure(
 
 def main() -> None:
     tables = measure(load_runs(), workers_argument(__doc__.splitlines()[0]))
-    record_tables("geometry", default_device(), **tables)
+    record_tables("geometry", default_device(), tables)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,13 +58,18 @@ def record_provenance(experiment: str, device: torch.device, folder: Path = RESU
     path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def record_tables(experiment: str, device: torch.device, **tables: Sequence[dict]) -> None:
-    """Write the tables of an experiment, given as rows, beside the others, and their provenance."""
+def record_tables(
+    experiment: str,
+    device: torch.device,
+    tables: Mapping[str, Sequence[dict]],
+    folder: Path = RESULTS,
+) -> None:
+    """Write the tables of an experiment, given as rows by name, and their provenance."""
     for name, rows in tables.items():
         table = pd.DataFrame(rows)
         whole = {column: kind for column, kind in WHOLE_NUMBERS.items() if column in table}
-        table.astype(whole).to_csv(RESULTS / f"{name}.csv", index=False)
-    record_provenance(experiment, device)
+        table.astype(whole).to_csv(folder / f"{name}.csv", index=False)
+    record_provenance(experiment, device, folder)
 
 
 def place(path: str) -> dict:

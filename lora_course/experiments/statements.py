@@ -221,19 +221,14 @@ def forgotten(looks: pd.DataFrame) -> Iterator[Measure]:
             found = minus_full(looks, "LoRA r=8", rate, skill)
             words = f"{skill}: bits under r = 8 minus under full, {words}"
             yield Measure("forgetting", words, found, FEWER_BITS)
-    for (
-        setting,
-        rate,
-        words,
-        skills,
-    ) in (  # the skill that has to go, a high rank, one rate for both
-        ("LoRA r=8", *each, ("Cyrillic",)),
-        ("LoRA r=64", *each, ("Arabic", "names alone")),
-        ("LoRA r=8", "full's", "both at the rate of full", ("Arabic", "names alone")),
+    for r, rate, words, skills in (  # the skill that has to go, a high rank, one rate for both
+        (8, *each, ("Cyrillic",)),
+        (64, *each, ("Arabic", "names alone")),
+        (8, "full's", "both at the rate of full", ("Arabic", "names alone")),
     ):
         for skill in skills:
-            found = minus_full(looks, setting, rate, skill)
-            yield Measure("forgetting", f"not judged: {skill}, {setting[5:]}, {words}", found)
+            found = minus_full(looks, f"LoRA r={r}", rate, skill)
+            yield Measure("forgetting", f"not judged: {skill}, r = {r}, {words}", found)
 
 
 def weight_changes(table: Callable[[str], pd.DataFrame]) -> Iterator[Measure]:

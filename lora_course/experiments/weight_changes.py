@@ -63,7 +63,7 @@ def main() -> None:
     ]
     measured = in_parallel(measure, jobs, workers_argument(__doc__.splitlines()[0]))
     ranks, scores = (list(chain(*tables)) for tables in zip(*measured, strict=True))
-    record_tables("weight_changes", default_device(), k90=ranks, cuts=scores)
+    record_tables("weight_changes", default_device(), {"k90": ranks, "cuts": scores})
 
 
 if __name__ == "__main__":
