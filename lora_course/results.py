@@ -42,7 +42,7 @@ def load_table(name: str, folder: Path = RESULTS) -> pd.DataFrame:
         raise FileNotFoundError(f"there is no recorded table {name!r}; there are: {tables}")
     text = path.read_text("utf-8")
     whole = io.StringIO(text[: text.rfind("\n") + 1])
-    return pd.read_csv(whole, dtype=WHOLE_NUMBERS)
+    return pd.read_csv(whole, dtype=WHOLE_NUMBERS | {"losses": str})
 
 
 def load_runs() -> pd.DataFrame:

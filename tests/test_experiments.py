@@ -15,7 +15,7 @@ from lora_course.experiments import pretrain as pretrain_experiment
 from lora_course.experiments import runs as runs_experiment
 from lora_course.experiments import shipped_adapters as adapters_experiment
 from lora_course.experiments.pretrain import make_tokenizer, pretrain, record, training_examples
-from lora_course.experiments.questions import QUESTIONS, lora
+from lora_course.experiments.questions import QUESTIONS, Question, lora
 from lora_course.experiments.runs import (
     CENTRE,
     COLUMNS,
@@ -166,12 +166,16 @@ def test_a_sweep_that_was_killed_in_the_middle_of_a_row_loses_that_row_alone(fol
     assert missing in plan(load_table("runs", folder), QUESTIONS.values())
 
 
-@pytest.mark.parametrize("written", [None, b"", b"method,scr"])
-def test_a_sweep_begins_a_table_of_its_own(tmp_path, written):
-    if written is not None:
-        (tmp_path / "runs.csv").write_bytes(written)
-    assert open_table(tmp_path).read_text() == ",".join(COLUMNS) + "\n"
-    assert load_table("runs", tmp_path).empty
+def test_a_sweep_makes_what_is_missing_in_a_table_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "runs.csv").write_bytes(b"method,scr")  # killed as early as that
+    monkeypatch.setattr("lora_course.experiments.sweep.SEEDS", range(1))
+    short = Run(task="same-town", method="head", lr=1e-3, pairs=20, steps=2)
+    sweep([Question("Quick?", {"a": short}, score="accuracy")], tmp_path, 1, "cpu")
+    table = load_table("runs", tmp_path)
+    assert recorded_settings(table) == [short] and list(table.columns) == COLUMNS
+    expected = execute(short, CPU)
+    assert table.accuracy.item() == pytest.approx(expected["accuracy"], abs=0.01)
+    assert table.losses.item() == expected["losses"]
 
 
 def test_a_sweep_whose_time_is_up_has_only_whole_rows(folder):

@@ -107,11 +107,11 @@ def sweep(
     folder: Path,
     workers: int,
     device: str,
-    seconds: float = float("inf"),
+    seconds: float | None = None,
 ) -> None:
     """Do what `plan` asks for until nothing is left or the time is up; each row is appended to the
     table of runs as it comes."""
-    end = time.monotonic() + seconds
+    start = time.monotonic()
     path = open_table(folder)
     total = sum(len(question.levels) for question in questions) * len(SEEDS)
     # A fork of a process that has touched a GPU cannot use it: start workers afresh.
@@ -130,7 +130,8 @@ def sweep(
                 running[pool.submit(_work, run, device)] = run
             if not running:
                 return
-            finished, _ = wait(running, max(0, end - time.monotonic()), FIRST_COMPLETED)
+            left = seconds and max(0, start + seconds - time.monotonic())
+            finished, _ = wait(running, left, FIRST_COMPLETED)
             if not finished:  # the time is up
                 for process in pool._processes.values():
                     process.terminate()
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("questions", nargs="*", metavar="question", help=", ".join(QUESTIONS))
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--device", default=default_device().type)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--seconds", type=float, help="stop after so many")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the table")
     arguments = parser.parse_args()
     unknown = set(arguments.questions) - QUESTIONS.keys()
