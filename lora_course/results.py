@@ -16,18 +16,10 @@ RESULTS = Path(__file__).parent / "experiments" / "results"
 WHOLE_NUMBERS = {"pairs": "Int64", "layer": "Int64"}  # columns of them in which one may be missing
 
 # What has a learning rate of its own. Scripts and seeds share one.
-SETTING = [
-    "method",
-    "task",
-    "rank",
-    "alpha",
-    "rslora",
-    "targets",
-    "dropout",
-    "pairs",
-    "steps",
-    "batch_size",
-]
+# fmt: off
+SETTING = ["method", "task", "rank", "alpha", "rslora", "targets", "dropout",
+           "pairs", "steps", "batch_size"]
+# fmt: on
 
 
 def load_table(name: str, folder: Path = RESULTS) -> pd.DataFrame:

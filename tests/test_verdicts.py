@@ -30,7 +30,7 @@ from lora_course.experiments.statements import (
     forgotten,
     highest_rank,
     verdicts,
-    weight_changes,
+    what_changes,
 )
 from lora_course.results import RESULTS, load_runs, load_table
 from lora_lib.adapters import load_adapter
@@ -224,7 +224,7 @@ def test_other_tracks_cuts_and_directions_give_other_verdicts():
     assert verdict("forgetting", forgotten(looks)) == REPRODUCED
     tables = {name: load_table(name) for name in ("cuts", "k90", "similarity", "intruders")}
     tables["cuts"].exact_match, tables["similarity"].phi = 0.5, 0.8
-    measures = list(weight_changes(tables.get))
+    measures = list(what_changes(tables.get))
     assert verdict("low-rank", measures) == verdict("same-direction", measures) == REPRODUCED
 
 

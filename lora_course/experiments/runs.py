@@ -62,7 +62,7 @@ COLUMNS = [
     *SETTINGS,
     "trainable",
     "device",
-    *(f"validation_{name}" for name in SCORES),
+    *(f"validation_{s}" for s in SCORES),
     *SCORES,
     "losses",
 ]

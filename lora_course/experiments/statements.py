@@ -231,7 +231,7 @@ def forgotten(looks: pd.DataFrame) -> Iterator[Measure]:
             yield Measure("forgetting", f"not judged: {skill}, r = {r}, {words}", found)
 
 
-def weight_changes(table: Callable[[str], pd.DataFrame]) -> Iterator[Measure]:
+def what_changes(table: Callable[[str], pd.DataFrame]) -> Iterator[Measure]:
     cuts = table("cuts").pivot(index="seed", columns="rank", values="exact_match")
     words = "exact match with every ΔW cut to rank 8, minus uncut"
     yield Measure("low-rank", words, paired_difference(cuts[8], cuts[128]), NOT_WORSE)
@@ -325,7 +325,7 @@ def verdicts(table: Callable[[str], pd.DataFrame] = load_table) -> pd.DataFrame:
     tables that the measures rest on, by name."""
     runs = table("runs")
     measures = [*compare(runs), *highest_rank(runs), *learning_rates(runs), *costs(runs)]
-    measures += [*forgotten(table("forgetting")), *weight_changes(table)]
+    measures += [*forgotten(table("forgetting")), *what_changes(table)]
     rows = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     for key, row in rows.items():
         mine = [measure for measure in measures if measure.statement == key]
