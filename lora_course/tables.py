@@ -4,6 +4,7 @@ import html
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 
 from IPython.display import HTML, display
 from pygments import highlight
@@ -57,11 +58,11 @@ _NUMBER = re.compile(r"|([−+-]?[\d.,]+(e[−+-]?\d+)?( ?%)?)")
 
 def _is_number(value: object) -> bool:
     """Also text that is one, such as "1e-3", "−0.5" or "12 %"; and no value at all."""
-    return isinstance(value, int | float) or bool(_NUMBER.fullmatch(str(value)))
+    return isinstance(value, Real) or bool(_NUMBER.fullmatch(str(value)))
 
 
 def _cell(value: object) -> str:
     if _is_number(value):
-        form = ".3f" if isinstance(value, float) else "," if isinstance(value, int) else ""
+        form = ".3f" if isinstance(value, float) else "," if isinstance(value, Integral) else ""
         return f"<td style='text-align:right'>{value:{form}}</td>"
     return f"<td dir='auto' style='text-align:left'>{html.escape(str(value))}</td>"

@@ -3,13 +3,12 @@
 import json
 import re
 from pathlib import Path
-from statistics import mean
 
 import nbformat
 import pytest
 
-from lora_course.experiments.counting import load_baselines
-from lora_course.experiments.runs import load_results, select
+from lora_course.experiments.questions import QUESTIONS
+from lora_course.results import load_runs, load_table
 from lora_lib import (
     BASE_SCRIPT,
     SCRIPTS,
@@ -52,16 +51,15 @@ def test_the_opening_picture_is_told_as_it_is_drawn():
         if script in ("Cyrillic", "Greek", "Georgian", "Armenian", "Hebrew"):
             assert written in alt
             assert (written in recorded.split(" or ")) == (script != "Greek")
-    runs = load_results()
+    runs = QUESTIONS["methods"].runs(load_runs()).query("targets == 'all-linear'")
+    scores = runs.groupby("method").exact_match.mean()
     for method, name in (("full", "full fine-tuning"), ("lora", "LoRA"), ("scratch", "same steps")):
-        scores = [
-            r["test"]["exact_match"] for s in SCRIPTS for r in select(runs, script=s, method=method)
-        ]
-        assert f"{name} {mean(scores):.0%}" in alt.replace("\n", " ")
-    tables = [t for t in load_baselines() if t["table"] == "context" and t["pairs"] is None]
-    assert f"in context {mean(t['exact_match'] for t in tables):.0%}" in alt.replace("\n", " ")
-    trained = select(runs)[0]["trainable"] / count_parameters(load_pretrained()[0])
-    assert f"{trained:.1%} of the parameters" in alt
+        assert f"{name} {scores[method]:.0%}" in alt.replace("\n", " ")
+    counting = load_table("counting").query("table == 'context' and pairs.isna()")
+    assert f"in context {counting.exact_match.mean():.0%}" in alt.replace("\n", " ")
+    trained = runs.groupby("method").trainable.first()["lora"]
+    share = trained / count_parameters(load_pretrained()[0])
+    assert f"{share:.1%} of the parameters" in alt
 
 
 @pytest.mark.parametrize("path", [README_FILE, *sorted((ROOT / "docs").glob("*.md"))], ids=str)

@@ -7,17 +7,15 @@ alignment of every pair and the counts of images are improved in turn (expectati
 with Viterbi, that is with the single best alignment).
 """
 
-import json
 import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from lora_course.experiments.provenance import provenance
+from lora_course.experiments.recording import record_tables
 from lora_lib.names import SCRIPTS, Pair, load_pairs, load_spellings
 from lora_lib.scores import score_names
 
@@ -134,7 +132,6 @@ def _viterbi(source: str, target: str, cost: dict[str, dict[str, float]]) -> Ali
 
 # --- their scores --------------------------------------------------------------------------------
 
-RESULTS = Path(__file__).parent / "results" / "baselines.json"
 TABLES = {"letter": letter_table, "context": context_table}
 
 
@@ -152,17 +149,11 @@ def score(table: str, script: str, n_pairs: int | None) -> dict:
     }
 
 
-def load_baselines(path: Path = RESULTS) -> list[dict]:
-    """The recorded scores, one dict a table, script and number of pairs (see `score`)."""
-    return json.loads(path.read_text("utf-8"))["scores"]
-
-
 def main() -> None:
     jobs = [(table, script, None) for table in TABLES for script in SCRIPTS]
     jobs += [(table, "georgian", n) for table in TABLES for n in (100, 300, 1000)]
     scores = [score(*job) for job in tqdm(jobs)]
-    facts = provenance("python -m lora_course.experiments.counting", torch.device("cpu"))
-    RESULTS.write_text(json.dumps({"provenance": facts, "scores": scores}, indent=1) + "\n")
+    record_tables("counting", torch.device("cpu"), {"counting": scores})
 
 
 if __name__ == "__main__":

@@ -4,35 +4,27 @@ At our scale, what Hu et al. 2021 ask in §7.2 (do two ranks, or two seeds, find
 directions?) and §7.3 (how does ΔW lie to W?), and the intruder test of Shuttleworth et al. 2024.
 Five seeds of LoRA at three ranks on Georgian and of r = 8 on Greek. Some minutes on a GPU, an hour
 on two CPU cores.
+
+It makes three tables, a row a weight matrix: `similarity` (two runs, i and j), `projections` and
+`intruders`.
 """
 
-import json
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from statistics import mean
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from lora_course.directions import intruder_dimensions, linear_weights, subspace_similarity
-from lora_course.experiments.parallel import in_parallel, workers_argument
-from lora_course.experiments.provenance import provenance
 from lora_course.experiments.questions import SEEDS, lora, method
-from lora_course.experiments.runs import (
-    CENTRE,
-    Run,
-    chosen_rate,
-    load_results,
-    prepare_model,
-    train,
-)
+from lora_course.experiments.recording import in_parallel, place, record_tables, workers_argument
+from lora_course.experiments.runs import CENTRE, Run, chosen_rate, prepare_model, train
+from lora_course.results import load_runs
 from lora_lib.lora import LoRALinear
 from lora_lib.model import default_device
 from lora_lib.pretrained import load_pretrained
 
-RESULTS = Path(__file__).parent / "results" / "geometry.json"
 SETTINGS = {
     "r = 4": lora(4),
     "r = 8": lora(8),
@@ -64,16 +56,15 @@ def directions(factors: Factors, path: str, side: str) -> Tensor:
 
 
 def similarities(one: Factors, other: Factors, side: str) -> Iterator[dict]:
-    """φ(i, j) of every attention matrix in MATRICES between two runs."""
+    """φ(i, j) of every attention matrix in MATRICES between two runs, as far as the ranks go."""
     for path in one:
         if path.endswith(MATRICES):
             a, b = directions(one, path, side), directions(other, path, side)
-            grid = [
-                [subspace_similarity(a[:, :i], b[:, :j]) for j in COUNTS if j <= b.shape[1]]
-                for i in COUNTS
-                if i <= a.shape[1]
-            ]
-            yield {"path": path, "side": side, "phi": grid}
+            for i in COUNTS:
+                for j in COUNTS:
+                    if i <= a.shape[1] and j <= b.shape[1]:
+                        phi = subspace_similarity(a[:, :i], b[:, :j])
+                        yield place(path) | {"side": side, "i": i, "j": j, "phi": phi}
 
 
 def projections(weight: Tensor, factors: Factors, path: str, seed: int) -> dict:
@@ -88,8 +79,9 @@ def projections(weight: Tensor, factors: Factors, path: str, seed: int) -> dict:
         return (u[:, :rank].T @ weight @ vt[:rank].T).norm().item()
 
     return {
-        "path": path,
         "rank": rank,
+        "seed": seed,
+        **place(path),
         "within ΔW": norm_within(change),
         "within W": norm_within(weight),
         "within random": norm_within(torch.randn_like(weight)),
@@ -98,13 +90,11 @@ def projections(weight: Tensor, factors: Factors, path: str, seed: int) -> dict:
     }
 
 
-def intruders(base: dict[str, Tensor], changed: dict[str, Tensor]) -> list[int]:
+def intruders(base: dict[str, Tensor], changed: dict[str, Tensor]) -> Iterator[dict]:
     """Intruder dimensions among the ten strongest of every square attention matrix."""
-    return [
-        intruder_dimensions(base[path], changed[path])
-        for path in base
-        if path.rpartition(".")[2].startswith("W_")
-    ]
+    for path in base:
+        if path.rpartition(".")[2].startswith("W_"):
+            yield place(path) | {"intruders": intruder_dimensions(base[path], changed[path])}
 
 
 def merged_weights(base: dict[str, Tensor], factors: Factors) -> dict[str, Tensor]:
@@ -118,17 +108,17 @@ def full_weights(run: Run) -> dict[str, Tensor]:
 
 
 def measure(
-    rows: list[dict], workers: int, seeds: range = SEEDS, steps: int = CENTRE.steps
-) -> dict:
-    """Train every setting at its chosen learning rate and compare the factors."""
+    runs: pd.DataFrame, workers: int, seeds: range = SEEDS, steps: int = CENTRE.steps
+) -> dict[str, list[dict]]:
+    """Train every setting at its chosen learning rate and compare the factors: rows by table."""
 
     def jobs(setting: Run) -> list[Run]:
-        rate = chosen_rate(rows, setting)
+        rate = chosen_rate(runs, setting)
         return [replace(setting, lr=rate, seed=seed, steps=steps) for seed in seeds]
 
-    runs = [run for setting in SETTINGS.values() for run in jobs(setting)]
     names = [(name, seed) for name in SETTINGS for seed in seeds]
-    trained = dict(zip(names, in_parallel(trained_factors, runs, workers), strict=True))
+    training = [run for setting in SETTINGS.values() for run in jobs(setting)]
+    trained = dict(zip(names, in_parallel(trained_factors, training, workers), strict=True))
     full = dict(zip(seeds, in_parallel(full_weights, jobs(method("full")), workers), strict=True))
     base = linear_weights(load_pretrained()[0])
     pairs = {  # the seed decides A's start and the order of the batches
@@ -148,46 +138,29 @@ def measure(
                 trained[one, seed], trained[other, (seed + shift) % len(seeds)], side
             )
         ],
-        "projection": [
-            {"seed": seed} | projections(base[path], trained[name, seed], path, seed)
+        "projections": [
+            projections(base[path], trained[name, seed], path, seed)
             for name in ("r = 4", "r = 64")
             for seed in seeds
             for path in base
             if path.endswith(MATRICES)
         ],
         "intruders": [
-            {"method": name, "seed": seed, "counts": intruders(base, changed)}
+            {"method": name, "seed": seed} | found
             for seed in seeds
             for name, changed in (
                 ("LoRA r = 8", merged_weights(base, trained["r = 8", seed])),
                 ("LoRA r = 64", merged_weights(base, trained["r = 64", seed])),
                 ("full fine-tuning", full[seed]),
             )
+            for found in intruders(base, changed)
         ],
     }
 
 
-def load_geometry(path: Path = RESULTS) -> dict:
-    """The recorded measurements (see `measure`)."""
-    return json.loads(path.read_text("utf-8"))
-
-
-def mean_phi(measured: dict, pair: str, side: str, matrix: str, i: int, j: int) -> list[float]:
-    """φ(i, j) of one pair of runs, averaged over the layers: one value a seed."""
-    at_i, at_j = COUNTS.index(i), COUNTS.index(j)
-    by_seed = defaultdict(list)
-    for found in measured["similarity"]:
-        if (found["pair"], found["side"]) == (pair, side) and found["path"].endswith(matrix):
-            by_seed[found["seed"]].append(found["phi"][at_i][at_j])
-    return [mean(by_seed[seed]) for seed in sorted(by_seed)]
-
-
 def main() -> None:
-    measured = measure(load_results(), workers_argument(__doc__.splitlines()[0]))
-    facts = provenance("python -m lora_course.experiments.geometry", default_device())
-    RESULTS.write_text(
-        json.dumps({"provenance": facts} | measured, ensure_ascii=False) + "\n", "utf-8"
-    )
+    tables = measure(load_runs(), workers_argument(__doc__.splitlines()[0]))
+    record_tables("geometry", default_device(), tables)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from lora_course.experiments.provenance import provenance
+from lora_course.experiments.recording import provenance
 from lora_lib.model import SmallTransformer, default_device
 from lora_lib.names import BASE_SCRIPT, SCRIPTS, SECOND_SCRIPT, cache_folder, load_pairs
 from lora_lib.pretrained import BASE_FILE

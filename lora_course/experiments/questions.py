@@ -1,232 +1,44 @@
-"""What the recorded runs are for: every question with its design, and the answer they give.
+"""What the recorded runs are for: every question with its design, and how it is answered.
 
-A question names what is compared (its levels), the score, how many seeds, and the threshold below
-which a difference is not worth a word, both written down before the runs were made. The levels of
-"one-rate" and "rslora" were changed once the first runs were in: at r = 64 and α = 16, α / √r is
-what α = 2r gives, so that comparing these two could not have told anything. "pairs-by-match" and
-the rate of "ten-times" came last: after many passes over the pairs, bits and exact match want
-different rates, and a rival that is judged by exact match deserves the rate that is best for it.
-The level "blocks" was added to tell the output layer from the rest, and "dropout-short" was first
-asked of 60 steps of 64, in which LoRA wrote next to no name right.
+A question names what is compared (its levels) and the score; with the number of seeds and the
+threshold below which a difference is not worth a word, this was written down before the runs were
+made. The levels of "one-rate" and "rslora" were changed once the first runs were in: at r = 64 and
+α = 16, α / √r is what α = 2r gives, so that comparing these two could not have told anything.
+"pairs-by-match" and the rate of "ten-times" came last: after many passes over the pairs, bits and
+exact match want different rates, and a rival that is judged by exact match deserves the rate that
+is best for it. The level "blocks" was added to tell the output layer from the rest, and
+"dropout-short" was first asked of 60 steps of 64, in which LoRA wrote next to no name right.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import mean
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 from scipy import stats
 
-from lora_course.experiments.runs import CENTRE, Run, chosen_rate, rows_of, tried_rates
+from lora_course.experiments.runs import CENTRE, Run, runs_at
+from lora_course.results import at_chosen_rate
 from lora_lib.names import SCRIPTS
 
 SEEDS = range(5)
+THRESHOLD = {"exact_match": 0.02, "accuracy": 0.02, "bits": 0.05}
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 # Ranks that give each choice of targets about the parameters of all-linear at r = 8, 79,128.
 EQUAL_BUDGET = {"W_q, W_v": 38, "attention": 19, "feed-forward": 15, "blocks": 9}
 
 
-@dataclass(frozen=True)
-class Question:
-    """Levels are runs by label; where a level has no learning rate, the one chosen on validation
-    for it is used: by bits per character, or by exact match."""
-
-    name: str
-    asks: str
-    levels: dict[str, Run]
-    score: str = "exact_match"  # or accuracy, bits
-    threshold: float = 0.02
-    rate_by: str = "bits"  # or exact_match
-
-    def runs(self, label: str, rows: list[dict]) -> list[Run]:
-        """The runs of one level, one a seed; their learning rate must have been chosen already."""
-        run = self.levels[label]
-        lr = run.lr or chosen_rate(rows, run, self.rate_by)
-        return [replace(run, lr=lr, seed=seed) for seed in SEEDS]
-
-    def by_seed(self, label: str, rows: list[dict], score: str = "") -> dict[int, float]:
-        """Seed → test score (the question's unless another is named), for the seeds of one level
-        that are recorded; may be empty."""
-        run, score = self.levels[label], score or self.score
-        if not (run.lr or tried_rates(rows, run)):
-            return {}
-        found = rows_of(rows, self.runs(label, rows)[0])
-        diverged = math.inf if score == "bits" else 0.0  # it gets nothing right
-        return {row["seed"]: row["test"][score] if row["test"] else diverged for row in found}
-
-    def scores(self, label: str, rows: list[dict]) -> list[float]:
-        """The test score of every recorded seed of one level."""
-        return list(self.by_seed(label, rows).values())
+# --- differences, and one rule to judge them -----------------------------------------------------
 
 
-def lora(rank: int = 8, **factors) -> Run:
-    """The centre at another rank, with α = 2r unless given."""
-    return replace(CENTRE, rank=rank, **{"alpha": 2.0 * rank, **factors})
-
-
-def method(name: str, **factors) -> Run:
-    return replace(CENTRE, method=name, **factors)
-
-
-METHODS = {
-    "LoRA r=8": lora(),
-    "full fine-tuning": method("full"),
-    "from scratch": method("scratch"),
-    "head alone": method("head"),
-    "LoRA r=8, W_q and W_v": lora(targets="W_q, W_v"),
-}
-TEN_TIMES = method("scratch", steps=10 * CENTRE.steps)
-SOME = {name: METHODS[name] for name in ("LoRA r=8", "full fine-tuning", "from scratch")}
-WITH_HEAD = {name: METHODS[name] for name in (*SOME, "head alone")}
-WITH_AND_WITHOUT_DROPOUT = {
-    f"{name}, dropout {p:g}": replace(run, dropout=p)
-    for name, run in SOME.items()
-    for p in (0.1, 0.0)
-}
-LORA_RATES, FULL_RATES = (2e-3, 5e-3, 1e-2, 2e-2), (5e-4, 1e-3, 2e-3, 5e-3)
-ONE_RATE = (2e-3, 1e-2)
-
-
-def _across(levels: dict[str, Run], factor: str, values: Sequence) -> dict[str, Run]:
-    return {
-        f"{label}, {value or 'all'}": replace(run, **{factor: value})
-        for value in values
-        for label, run in levels.items()
-    }
-
-
-QUESTIONS = {
-    question.name: question
-    for question in (
-        Question(
-            "methods",
-            "Does LoRA reach full fine-tuning, and beat rivals trained as long, in every script?",
-            _across(METHODS, "script", SCRIPTS),
-        ),
-        Question(
-            "pairs",
-            "Which method makes the most of few pairs?",
-            _across(SOME, "pairs", (100, 300, 1000, None)),
-        ),
-        Question(
-            "pairs-by-match",
-            "And if the rate is chosen by exact match itself?",
-            _across(SOME, "pairs", (100, 300, 1000, None)),
-            rate_by="exact_match",
-        ),
-        Question("rank", "How much rank is enough?", {f"r = {r}": lora(r) for r in RANKS}),
-        Question(
-            "targets",
-            "At r = 8, which layers should have LoRA?",
-            {name: lora(targets=name) for name in (*EQUAL_BUDGET, "all-linear")},
-        ),
-        Question(
-            "budget",
-            "And at an equal number of parameters?",
-            {f"{name}, r = {r}": lora(r, targets=name) for name, r in EQUAL_BUDGET.items()}
-            | {"all-linear, r = 8": lora()},
-        ),
-        Question(
-            "rate",
-            "How do LoRA and full fine-tuning depend on the learning rate?",
-            {f"LoRA, {lr:g}": lora(lr=lr) for lr in LORA_RATES}
-            | {f"full, {lr:g}": method("full", lr=lr) for lr in FULL_RATES},
-        ),
-        Question(
-            "one-rate",
-            "Which rank comes out best if all are trained at one learning rate?",
-            {f"r = {r}, {lr:g}": lora(r, lr=lr) for lr in ONE_RATE for r in RANKS},
-        ),
-        Question(
-            "same-town",
-            "Is the order of the methods the same in classification?",
-            _across({k: replace(v, task="same-town") for k, v in WITH_HEAD.items()},
-                    "pairs", (500, None)),
-            score="accuracy",
-        ),
-        Question(
-            "ten-times",
-            "Does training from scratch catch up in ten times the steps?",
-            _across({"from scratch, 10 × the steps": TEN_TIMES}, "script", SCRIPTS),
-            rate_by="exact_match",
-        ),
-        Question(
-            "ten-times-by-bits",
-            "And if its rate is chosen by bits, as everywhere else?",
-            _across({"from scratch, 10 × the steps": TEN_TIMES}, "script", SCRIPTS),
-        ),
-        Question(
-            "alpha",
-            "Does α matter once the learning rate is tuned for it?",
-            {f"α = {a:g}": lora(alpha=a) for a in (4.0, 16.0, 64.0)},
-        ),
-        Question(
-            "rslora",
-            "At r = 64 and α = 16, is α / √r better than α / r, each with its own learning rate?",
-            {"α / r": lora(64, alpha=16.0), "α / √r": lora(64, alpha=16.0, rslora=True)},
-        ),
-        Question(
-            "frozen-a",
-            "What is lost when A stays as it was drawn and B alone is trained?",
-            {"A and B, r = 8": lora(), "B alone, r = 16": replace(lora(16), method="lora-b")},
-        ),
-        Question(
-            "optimizer",
-            "Does full fine-tuning need Adam?",
-            {"Adam": method("full"), "SGD with momentum": method("full-sgd")},
-        ),
-        Question(
-            "dropout",
-            "Is the base's dropout, 0.1 as in its pretraining, of use while it is adapted?",
-            WITH_AND_WITHOUT_DROPOUT,
-        ),
-        Question(
-            "dropout-short",
-            "And in 240 steps of 16 pairs, one and a half passes over them?",
-            {k: replace(run, steps=240, batch_size=16)
-             for k, run in WITH_AND_WITHOUT_DROPOUT.items()},
-        ),
-        Question(
-            "matrices",
-            "At one small budget, which matrices (Hu et al. 2021, Table 5)?",
-            {f"{name}, r = 16": lora(16, targets=name) for name in ("W_q", "W_k", "W_v", "W_o")}
-            | {f"{name}, r = 8": lora(targets=name) for name in ("W_q, W_k", "W_q, W_v")}
-            | {
-                "attention, r = 4": lora(4, targets="attention"),
-                "feed-forward, r = 3": lora(3, targets="feed-forward"),
-                "all-linear, r = 2": lora(2),
-            },
-        ),
-        Question(
-            "rank-and-targets",
-            "Which rank on which matrices (Hu et al. 2021, Table 6)?",
-            {f"{name}, r = {r}": lora(r, targets=name)
-             for name in ("W_q", "W_q, W_v", "attention", "all-linear") for r in (1, 2, 4, 8, 64)},
-        ),
-    )
-}  # fmt: skip
-
-
-# --- answers -------------------------------------------------------------------------------------
-
-
-class Difference(NamedTuple):
-    """A mean (of differences, where two settings are compared), and the interval that would hold
-    the true one in 95 of 100 such experiments."""
+class Interval(NamedTuple):
+    """A mean, and the 95 % interval: it would hold the true mean in 95 of 100 such experiments."""
 
     mean: float
     low: float
     high: float
-
-    def verdict(self, threshold: float) -> str:
-        """ "higher" or "lower" if the whole interval lies beyond the threshold, "level" if it lies
-        within it on both sides, "can't tell" otherwise."""
-        if self.low > threshold:
-            return "higher"
-        if self.high < -threshold:
-            return "lower"
-        return "level" if max(-self.low, self.high) <= threshold else "can't tell"
 
     def __str__(self) -> str:
         if self.low == self.high:  # without spread
@@ -239,24 +51,25 @@ def number(value: float) -> str:
     return f"{value:.3g}".replace("-", "−")
 
 
-def mean_interval(values: Sequence[float]) -> Difference:
+def mean_interval(values: Sequence[float]) -> Interval:
     """The mean of one value a seed, with Student's 95 % interval.
 
     Raises ValueError for fewer than two values: one says nothing about the spread.
     """
+    values = np.asarray(values, dtype=float)
     if len(values) < 2:
         raise ValueError(
             f"an interval needs the spread of two or more seeds; {len(values)} given: {values}"
         )
-    middle, error = mean(values), stats.sem(values)
-    if error == 0:
-        return Difference(middle, middle, middle)
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=middle, scale=error)
-    return Difference(middle, float(low), float(high))
+    if np.ptp(values) == 0:
+        return Interval(values[0], values[0], values[0])
+    low, high = stats.ttest_1samp(values, 0).confidence_interval()
+    return Interval(values.mean(), low, high)
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """Ours minus theirs, seed by seed, with Student's 95 % interval for the mean.
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """Ours minus theirs, seed by seed (both in the order of the seeds), with the 95 % interval of
+    the paired t-test. What a seed does to both cancels.
 
     Raises ValueError unless both have the same number of seeds, two or more.
     """
@@ -265,4 +78,195 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
             f"{len(ours)} and {len(theirs)} scores were given; pairs of seeds are compared, so "
             "give two or more of each, in the same order"
         )
-    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+    return mean_interval(np.asarray(ours) - np.asarray(theirs))
+
+
+class Region(NamedTuple):
+    """Where a true value lies if what is said holds, and that in words."""
+
+    words: str
+    low: float
+    high: float
+
+
+REPRODUCED, NOT_REPRODUCED, CANT_TELL = "reproduced", "not reproduced", "can't tell at this scale"
+
+
+def judge(interval: Interval, region: Region) -> str:
+    """Reproduced if the whole interval lies in the region, not reproduced if it lies wholly
+    outside, otherwise these seeds can't tell."""
+    if region.low <= interval.low and interval.high <= region.high:
+        return REPRODUCED
+    outside = interval.high < region.low or interval.low > region.high
+    return NOT_REPRODUCED if outside else CANT_TELL
+
+
+def in_a_word(difference: Interval, threshold: float) -> str:
+    """ "higher", "lower" or "level", whichever `judge` finds reproduced, or "can't tell"."""
+    regions = (
+        Region("level", -threshold, threshold),
+        Region("higher", threshold, math.inf),
+        Region("lower", -math.inf, -threshold),
+    )
+    found = [region.words for region in regions if judge(difference, region) == REPRODUCED]
+    return found[0] if found else "can't tell"
+
+
+# --- questions -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """Levels are settings by label, five seeds each. Where they have no learning rate, each has
+    the one chosen on validation for it: by bits per character, or by exact match."""
+
+    asks: str
+    levels: dict[str, Run]
+    compared: Sequence[tuple[str, str]] = ()  # or the last level with each of the others
+    beside: str = ""  # another question, for levels of it that are compared with
+    score: str = "exact_match"  # or accuracy
+    rate_by: str = "bits"  # or exact_match
+
+    def runs(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Its rows of the recorded runs, with the label of each as `level`: in the order of the
+        levels and the seeds."""
+        tuned = any(run.lr is None for run in self.levels.values())
+        rows = at_chosen_rate(runs, self.rate_by) if tuned else runs
+        return runs_at(self.levels, rows.sort_values("seed"))
+
+    def scores(self, runs: pd.DataFrame, score: str = "") -> pd.Series:
+        """Level, seed → test score (the question's unless another is named)."""
+        return self.runs(runs).set_index(["level", "seed"])[score or self.score]
+
+    def differences(self, runs: pd.DataFrame) -> list[tuple[str, Interval, str]]:
+        """What answers it, a row each: the levels compared, ours minus theirs, and that in a word.
+
+        The interval is over seeds. The test towns are the same in all runs, so it says nothing
+        about other towns.
+        """
+        asked = [self, QUESTIONS[self.beside]] if self.beside else [self]
+        scores = pd.concat([question.scores(runs) for question in asked])
+        *others, last = self.levels
+        table = []
+        for pair in self.compared or [(last, other) for other in others]:
+            found = paired_difference(*(scores[label] for label in pair))
+            ours, theirs = (
+                label if label in self.levels else f"{label} of “{self.beside}”" for label in pair
+            )
+            word = in_a_word(found, THRESHOLD[self.score])
+            table.append((f"{ours}, minus {theirs}", found, word))
+        return table
+
+
+def lora(rank: int = 8, **factors) -> Run:
+    """The centre at another rank, with α = 2r unless given."""
+    return replace(CENTRE, rank=rank, **{"alpha": 2.0 * rank, **factors})
+
+
+def method(name: str, **factors) -> Run:
+    return replace(CENTRE, method=name, **factors)
+
+
+def across(levels: dict[str, Run], factor: str, values: Sequence) -> dict[str, Run]:
+    return {
+        f"{label}, {value or 'all'}": replace(run, **{factor: value})
+        for value in values
+        for label, run in levels.items()
+    }
+
+
+def rivals(values: Sequence) -> list[tuple[str, str]]:
+    """LoRA with full fine-tuning, and with training from scratch."""
+    return [(f"LoRA r=8, {v}", f"{rival}, {v}") for rival in list(SOME)[1:] for v in values]
+
+
+SOME = {"LoRA r=8": lora(), "full fine-tuning": method("full"), "from scratch": method("scratch")}
+WITH_HEAD = SOME | {"head alone": method("head")}
+METHODS = WITH_HEAD | {"LoRA r=8, W_q and W_v": lora(targets="W_q, W_v")}
+LONG = "from scratch, 10 × the steps"
+TEN_TIMES = method("scratch", steps=10 * CENTRE.steps)
+DROPOUT = {
+    f"{name}, dropout {p:g}": replace(run, dropout=p)
+    for name, run in SOME.items()
+    for p in (0.1, 0.0)
+}
+WITH_MINUS_WITHOUT = [(f"{name}, dropout 0", f"{name}, dropout 0.1") for name in SOME]
+COUNTS = (100, 300, 1000, None)
+
+# fmt: off
+QUESTIONS = {
+    "methods": Question(
+        "Does LoRA reach full fine-tuning, and beat rivals trained as long, in every script?",
+        across(METHODS, "script", SCRIPTS), rivals(SCRIPTS)),
+    "pairs": Question(
+        "Which method makes the most of few pairs?",
+        across(SOME, "pairs", COUNTS), rivals((100, 300, 1000, "all"))),
+    "pairs-by-match": Question(
+        "And if the rate is chosen by exact match itself?",
+        across(SOME, "pairs", COUNTS), rivals((100, 300, 1000, "all")), rate_by="exact_match"),
+    "rank": Question(
+        "How much rank is enough?",
+        {f"r = {r}": lora(r) for r in RANKS}, [(f"r = {2 * r}", f"r = {r}") for r in RANKS[:-1]]),
+    "targets": Question(
+        "At r = 8, which layers should have LoRA?",
+        {name: lora(targets=name) for name in (*EQUAL_BUDGET, "all-linear")}),
+    "budget": Question(
+        "And at an equal number of parameters?",
+        {f"{name}, r = {r}": lora(r, targets=name) for name, r in EQUAL_BUDGET.items()}
+        | {"all-linear, r = 8": lora()}),
+    "rate": Question(
+        "How do LoRA and full fine-tuning depend on the learning rate?",
+        {f"LoRA, {lr:g}": lora(lr=lr) for lr in (2e-3, 5e-3, 1e-2, 2e-2)}
+        | {f"full, {lr:g}": method("full", lr=lr) for lr in (5e-4, 1e-3, 2e-3, 5e-3)},
+        [("LoRA, 0.01", f"LoRA, {lr:g}") for lr in (2e-3, 5e-3, 2e-2)]
+        + [("full, 0.001", f"full, {lr:g}") for lr in (5e-4, 2e-3, 5e-3)]),
+    "one-rate": Question(  # against the same rank at a rate of its own
+        "Which rank comes out best if all are trained at one learning rate?",
+        {f"r = {r}, {lr:g}": lora(r, lr=lr) for lr in (2e-3, 1e-2) for r in RANKS},
+        [(f"r = {r}, {lr:g}", f"r = {r}") for lr in (2e-3, 1e-2) for r in RANKS], beside="rank"),
+    "same-town": Question(
+        "Is the order of the methods the same in classification?",
+        across({name: replace(run, task="same-town") for name, run in WITH_HEAD.items()},
+               "pairs", (500, None)), rivals((500, "all")), score="accuracy"),
+    "ten-times": Question(
+        "Does training from scratch catch up in ten times the steps?",
+        across({LONG: TEN_TIMES}, "script", SCRIPTS),
+        [(f"LoRA r=8, {s}", f"{LONG}, {s}") for s in SCRIPTS], "methods", rate_by="exact_match"),
+    "ten-times-by-bits": Question(
+        "And if its rate is chosen by bits, as everywhere else?",
+        across({LONG: TEN_TIMES}, "script", SCRIPTS),
+        [(f"LoRA r=8, {s}", f"{LONG}, {s}") for s in SCRIPTS], "methods"),
+    "alpha": Question(
+        "Does α matter once the learning rate is tuned for it?",
+        {f"α = {a:g}": lora(alpha=a) for a in (4.0, 16.0, 64.0)},
+        [("α = 4", "α = 16"), ("α = 64", "α = 16")]),
+    "rslora": Question(
+        "At r = 64 and α = 16, is α / √r better than α / r, each with its own learning rate?",
+        {"α / r": lora(64, alpha=16.0), "α / √r": lora(64, alpha=16.0, rslora=True)}),
+    "frozen-a": Question(
+        "What is lost when A stays as it was drawn and B alone is trained?",
+        {"A and B, r = 8": lora(), "B alone, r = 16": lora(16, method="lora-b")}),
+    "optimizer": Question(
+        "Does full fine-tuning need Adam?",
+        {"Adam": method("full"), "SGD with momentum": method("full-sgd")}),
+    "dropout": Question(
+        "Is the base's dropout, 0.1 as in its pretraining, of use while it is adapted?",
+        DROPOUT, WITH_MINUS_WITHOUT),
+    "dropout-short": Question(
+        "And in 240 steps of 16 pairs, one and a half passes over them?",
+        {label: replace(run, steps=240, batch_size=16) for label, run in DROPOUT.items()},
+        WITH_MINUS_WITHOUT),
+    "matrices": Question(
+        "At one small budget, which matrices (Hu et al. 2021, Table 5)?",
+        {f"{name}, r = 16": lora(16, targets=name) for name in ("W_q", "W_k", "W_v", "W_o")}
+        | {f"{name}, r = 8": lora(targets=name) for name in ("W_q, W_k", "W_q, W_v")}
+        | {"feed-forward, r = 3": lora(3, targets="feed-forward"), "all-linear, r = 2": lora(2),
+           "attention, r = 4": lora(4, targets="attention")}),
+    "rank-and-targets": Question(
+        "Which rank on which matrices (Hu et al. 2021, Table 6)?",
+        {f"{name}, r = {r}": lora(r, targets=name)
+         for name in ("W_q", "W_q, W_v", "attention", "all-linear") for r in (1, 2, 4, 8, 64)},
+        [(f"{name}, r = {r}", f"{name}, r = 64")
+         for name in ("W_q", "W_q, W_v", "attention", "all-linear") for r in (1, 8)]),
+}
+# fmt: on

@@ -1,18 +1,18 @@
-"""One training run and its record; the recorded runs, and the learning rates chosen on validation.
+"""One training run, and where recorded runs stand in the table that `sweep` makes.
 
-`sweep` makes the recorded runs; `questions` says why there is each of them.
+`questions` says why there is each of them.
 """
 
-import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 
+import pandas as pd
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lora_course.results import tuning_runs
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import count_parameters
 from lora_lib.model import SmallTransformer, classifier_from, default_device
@@ -21,8 +21,6 @@ from lora_lib.pretrained import load_pretrained, read_metadata
 from lora_lib.scores import accuracy, classification_loss, evaluate
 from lora_lib.tasks import same_town_dataset, same_town_pairs
 from lora_lib.training import adamw, adapt, fit
-
-RESULTS = Path(__file__).parent / "results" / "sweep.jsonl"
 
 TARGETS = {
     "all-linear": "all-linear",
@@ -60,6 +58,16 @@ class Run:
 
 
 CENTRE = Run()
+SETTINGS = [field.name for field in fields(Run)]
+SCORES = ["exact_match", "error_rate", "bits", "accuracy"]
+COLUMNS = [
+    *SETTINGS,
+    "trainable",
+    "device",
+    *(f"validation_{s}" for s in SCORES),
+    *SCORES,
+    "losses",
+]
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -95,18 +103,29 @@ def prepare_model(run: Run) -> tuple[SmallTransformer, object]:
 
 
 def execute(run: Run, device: torch.device | None = None) -> dict:
-    """Train and score one run; returns its settings and results as one flat record.
+    """Train and score one run; returns its row of the recorded runs (see COLUMNS).
 
-    Of a run whose loss stops being finite, the scores are None.
+    A run whose loss stops being finite gets nothing right.
     """
+    device = device or default_device()
     model, tokenizer = prepare_model(run)
-    model.to(device or default_device())
-    record = asdict(run) | {"trainable": count_parameters(model, only_trainable=True)}
+    model.to(device)
+    row = asdict(run) | {
+        "trainable": count_parameters(model, only_trainable=True),
+        "device": device.type,
+    }
+    train_and_score = _classify if run.task == "same-town" else _write
     try:
-        results = (_classify if run.task == "same-town" else _write)(run, model, tokenizer)
+        losses, validation, test = train_and_score(run, model, tokenizer)
     except FloatingPointError:
-        results = {"losses": [], "validation": None, "test": None}
-    return record | results
+        validation = test = (
+            {"accuracy": 0.0}
+            if run.task == "same-town"
+            else {"exact_match": 0.0, "error_rate": math.inf, "bits": math.inf}
+        )
+        losses = []
+    validation = {f"validation_{name}": score for name, score in validation.items()}
+    return row | validation | test | {"losses": " ".join(map(repr, _thin(losses)))}
 
 
 def train(run: Run, model: nn.Module, tokenizer) -> list[float]:
@@ -127,16 +146,13 @@ def sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr, momentum=0.9)
 
 
-def _write(run: Run, model: nn.Module, tokenizer) -> dict:
+def _write(run: Run, model: nn.Module, tokenizer) -> tuple[list[float], dict, dict]:
     losses = train(run, model, tokenizer)
-    return {
-        "losses": _thin(losses),
-        "validation": evaluate(model, tokenizer, run.script, "validation", 300)._asdict(),
-        "test": evaluate(model, tokenizer, run.script, "test")._asdict(),
-    }
+    validation = evaluate(model, tokenizer, run.script, "validation", 300)
+    return losses, validation._asdict(), evaluate(model, tokenizer, run.script, "test")._asdict()
 
 
-def _classify(run: Run, model: nn.Module, tokenizer) -> dict:
+def _classify(run: Run, model: nn.Module, tokenizer) -> tuple[list[float], dict, dict]:
     loaders = {}
     for split in ("train", "validation", "test"):
         limit = run.pairs if split == "train" else None
@@ -149,14 +165,10 @@ def _classify(run: Run, model: nn.Module, tokenizer) -> dict:
             collate_fn=dataset.collate,
             generator=generator,
         )
-    losses = fit(
-        model, _endless(loaders["train"]), run.steps, run.lr, loss_function=classification_loss
-    )
-    return {
-        "losses": _thin(losses),
-        "validation": {"accuracy": accuracy(model, loaders["validation"])},
-        "test": {"accuracy": accuracy(model, loaders["test"])},
-    }
+    batches = _endless(loaders["train"])
+    losses = fit(model, batches, run.steps, run.lr, loss_function=classification_loss)
+    validation, test = (accuracy(model, loaders[split]) for split in ("validation", "test"))
+    return losses, {"accuracy": validation}, {"accuracy": test}
 
 
 def _endless(loader: DataLoader) -> Iterator[dict]:
@@ -170,66 +182,34 @@ def _thin(losses: list[float], every: int = 25) -> list[float]:
     return [round(sum(g) / len(g), 4) for g in groups]
 
 
-# --- the recorded runs ---------------------------------------------------------------------------
+# --- in the table of recorded runs ---------------------------------------------------------------
 
 
-def load_results(path: Path = RESULTS) -> list[dict]:
-    """All recorded runs, one dict each (see Run and `execute`)."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+def runs_at(levels: Mapping[str, Run], runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of some settings, whatever the seed, with the label of each as `level`: in the
+    order of the levels, then in that of `runs`. Settings without a learning rate may have any."""
+    wanted = pd.DataFrame([{"level": label} | asdict(run) for label, run in levels.items()])
+    wanted = wanted.astype({"pairs": "Int64"}).drop(columns="seed")
+    if wanted.lr.isna().all():
+        wanted = wanted.drop(columns="lr")
+    return wanted.merge(runs)
 
 
-def run_of(row: dict) -> Run:
-    """The run whose record `row` is."""
-    return Run(**{name: row[name] for name in asdict(CENTRE)})
+def tried_runs(runs: pd.DataFrame, run: Run, by: str = "bits") -> pd.DataFrame:
+    """The runs, one a learning rate, among which the rate of `run` is chosen, the best first.
 
-
-def tuning_key(run: Run) -> Run:
-    """The setting at which the learning rate of `run` is chosen: seed 0 and the centre's script.
-    Every other factor has a rate of its own."""
-    return replace(run, script=CENTRE.script, seed=0, lr=None)
-
-
-def tried_rates(rows: list[dict], run: Run, by: str = "bits") -> dict[float, float]:
-    """Learning rate → validation score (see there) of the recorded runs at `tuning_key`."""
-    wanted = asdict(tuning_key(run))
-    del wanted["lr"]
-    rows = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-    return {row["lr"]: validation_score(row, by) for row in sorted(rows, key=lambda r: r["lr"])}
-
-
-def validation_score(row: dict, by: str = "bits") -> float:
-    """More is better: the accuracy in classification; otherwise minus the bits per character, or
-    with by="exact_match" that, bits breaking ties. Minus infinity for a run that diverged."""
-    scores = row["validation"]
-    if scores is None:
-        return -math.inf
-    if "accuracy" in scores:
-        return scores["accuracy"]
-    return -scores["bits"] if by == "bits" else scores[by] - 1e-6 * scores["bits"]
-
-
-def chosen_rate(rows: list[dict], run: Run, by: str = "bits") -> float:
-    """The learning rate with the best validation score at `run`'s setting (see tuning_key)."""
-    tried = tried_rates(rows, run, by)
-    return max(tried, key=tried.get)
-
-
-def select(rows: list[dict], **factors) -> list[dict]:
-    """The runs that equal the centre except in `factors`, one row a seed.
-
-    Unless given, alpha is 2 · rank and the learning rate the one chosen on validation.
+    They differ from it in script and seed, for which there is one rate (see tuning_runs).
     """
-    run = replace(CENTRE, **factors)
-    if "alpha" not in factors:
-        run = replace(run, alpha=2.0 * run.rank)
-    if "lr" not in factors:
-        run = replace(run, lr=chosen_rate(rows, run))
-    return rows_of(rows, run)
+    setting = replace(run, script=CENTRE.script, lr=None)
+    return runs_at({"": setting}, tuning_runs(runs, by)).drop(columns="level")
 
 
-def rows_of(rows: list[dict], run: Run) -> list[dict]:
-    """The recorded seeds of `run`, in the order of the seeds."""
-    wanted = asdict(run)
-    del wanted["seed"]
-    found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-    return sorted(found, key=lambda row: row["seed"])
+def chosen_rate(runs: pd.DataFrame, run: Run, by: str = "bits") -> float:
+    """The learning rate with the best validation score at the setting of `run`.
+
+    Raises LookupError if none has been tried.
+    """
+    tried = tried_runs(runs, run, by)
+    if tried.empty:
+        raise LookupError(f"no learning rate has been tried for {run}; run the sweep for it")
+    return tried.lr.iloc[0]

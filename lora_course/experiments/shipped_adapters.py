@@ -10,7 +10,7 @@ import json
 
 import torch
 
-from lora_course.experiments.provenance import provenance
+from lora_course.experiments.recording import provenance
 from lora_lib.adapters import save_adapter
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.model import default_device

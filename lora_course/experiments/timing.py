@@ -29,7 +29,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora_course.experiments.provenance import provenance
+from lora_course.experiments.recording import provenance
 from lora_course.experiments.timed_models import (
     SEVEN_B,
     Case,

@@ -1,0 +1,61 @@
+"""The recorded results: tables that `lora_course.experiments` made, read with pandas.
+
+`runs` is the main one, a row a training run: its settings (see `lora_course.experiments.runs.Run`;
+no value in `pairs` means all pairs), the number of its trainable parameters, the device, its scores
+on validation towns (`validation_exact_match`, …) and on test towns (`exact_match`, …), and in
+`losses` the mean training loss of every 25 steps, as text. The others stand beside it in
+`experiments/results/`; `provenance.json` says where, when and with what each was made.
+"""
+
+import io
+from pathlib import Path
+
+import pandas as pd
+
+RESULTS = Path(__file__).parent / "experiments" / "results"
+WHOLE_NUMBERS = {"pairs": "Int64", "layer": "Int64"}  # columns of them in which one may be missing
+
+# What has a learning rate of its own. Scripts and seeds share one.
+# fmt: off
+SETTING = ["method", "task", "rank", "alpha", "rslora", "targets", "dropout",
+           "pairs", "steps", "batch_size"]
+# fmt: on
+
+
+def load_table(name: str, folder: Path = RESULTS) -> pd.DataFrame:
+    """One recorded table, such as "runs" or "k90", every number as it was written.
+
+    A last row without its end is left out: whoever wrote it was stopped. Raises
+    FileNotFoundError for a table that is not there.
+    """
+    path = folder / f"{name}.csv"
+    if not path.is_file():
+        tables = ", ".join(sorted(file.stem for file in folder.glob("*.csv")))
+        raise FileNotFoundError(f"there is no recorded table {name!r}; there are: {tables}")
+    text = path.read_text("utf-8")
+    whole = io.StringIO(text[: text.rfind("\n") + 1])
+    return pd.read_csv(whole, dtype=WHOLE_NUMBERS | {"losses": str})
+
+
+def load_runs() -> pd.DataFrame:
+    """The recorded training runs, a row each (see above)."""
+    return load_table("runs")
+
+
+def tuning_runs(runs: pd.DataFrame, by: str = "bits") -> pd.DataFrame:
+    """The runs that learning rates are chosen from, the best first: seed 0, Georgian.
+
+    What counts is the score on validation towns: accuracy in classification, otherwise the bits
+    per character; or with by="exact_match" that, bits breaking ties.
+    """
+    tried = runs[runs.seed.eq(0) & runs.script.eq("georgian")]
+    falling = ["validation_accuracy", *(["validation_exact_match"] if by != "bits" else [])]
+    order = {name: False for name in falling} | {"validation_bits": True, "lr": True}
+    return tried.sort_values(list(order), ascending=list(order.values()))
+
+
+def at_chosen_rate(runs: pd.DataFrame, by: str = "bits") -> pd.DataFrame:
+    """The runs of every script and seed whose learning rate is the one that was chosen on
+    validation for their setting (see `tuning_runs`)."""
+    chosen = tuning_runs(runs, by).drop_duplicates(SETTING)
+    return runs.merge(chosen[[*SETTING, "lr"]])
