@@ -11,7 +11,7 @@ from torch import nn
 from lora_course.exercises import checker, everything, ex02
 from lora_course.exercises.checker import Choice, Exercise
 from lora_lib import LoRALinear
-from lora_lib.targets import matches
+from lora_lib.targets import is_named
 
 EXERCISES = {exercise.name: exercise for exercise in everything()}
 CODING = {name: e for name, e in EXERCISES.items() if isinstance(e, Exercise)}
@@ -138,7 +138,7 @@ def freeze_by_type(model, saved):
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear):
             module.lora_A.requires_grad = module.lora_B.requires_grad = True
-        if any(matches(path, name) for name in saved):
+        if is_named(path, saved):
             module.requires_grad_(True)
 
 
