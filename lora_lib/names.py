@@ -78,7 +78,7 @@ def load_spellings(script: str, split: str, limit: int | None = None) -> dict[st
     return {latin: tuple(spellings[latin]) for latin in list(spellings)[:limit]}
 
 
-@cache  # a name is asked for once a spelling
+@cache  # asked once for every spelling of a name
 def split_of(latin: str) -> str:
     """The split of a Latin name: the same for every script, run and machine.
 

@@ -1,7 +1,7 @@
 """How large is a change? Singular values, measures of rank, and cutting a change to rank r.
 
 Every measure takes singular values (largest first) and raises ValueError if they are all zero or
-not all finite; `noise_like` is the null to hold it against.
+not all finite; `noise_like` is what to hold it against: a random matrix of the same size.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What a model says, and how right it is: losses, writing names, scores of both tasks."""
+"""What a model says, and how right it is: losses, writing names, scores of names and of classes."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,7 +105,7 @@ def _greedy(model: SmallTransformer, prompts: Tensor, max_new: int) -> list[list
 
 
 class Scores(NamedTuple):
-    """Of task B: two means over names, and bits per target character."""
+    """Of names that were written: two means over names, and bits per target character."""
 
     exact_match: float
     error_rate: float

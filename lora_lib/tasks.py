@@ -19,9 +19,9 @@ class NamePair(NamedTuple):
 
 
 def same_town_pairs(script: str, split: str, limit: int | None = None) -> list[NamePair]:
-    """Right pairs and as many wrong ones, alternating; the wrong ones are hard.
+    """Right pairs, the first `limit` of them, and as many wrong ones, alternating.
 
-    A wrong pair takes the spelling of another town of the split whose Latin name starts with the
+    The wrong ones are hard. A wrong pair takes the spelling of another town of the split whose Latin name starts with the
     same letter and whose spelling is of similar length (two characters more or less).
     """
     pairs, spellings = load_pairs(script, split), load_spellings(script, split)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lora_lib.names import SECOND_SCRIPT, Pair, nfd
 
@@ -115,15 +116,12 @@ def make_batch(examples: Sequence[Example]) -> Batch:
     """
     if not examples:
         raise ValueError("no examples were given; a batch needs at least one")
-    longest = max(len(e.ids) for e in examples)
-    ids = torch.tensor([e.ids + [Tokenizer.PAD] * (longest - len(e.ids)) for e in examples])
-    first = torch.tensor([[e.first_target - 1] for e in examples])
-    end = torch.tensor([[len(e.ids) - 1] for e in examples])
-    position = torch.arange(longest - 1)
-    asked = (position >= first) & (position < end)
-    input_ids = ids[:, :-1].masked_fill(position >= end, Tokenizer.PAD)
-    labels = ids[:, 1:].masked_fill(~asked, IGNORE)
-    return Batch(input_ids, labels)
+    inputs = [torch.tensor(ids[:-1]) for ids, _ in examples]
+    labels = [torch.tensor([IGNORE] * (first - 1) + ids[first:]) for ids, first in examples]
+    return Batch(
+        pad_sequence(inputs, batch_first=True, padding_value=Tokenizer.PAD),
+        pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+    )
 
 
 def batches_by_length(
@@ -136,7 +134,7 @@ def batches_by_length(
 
     Raises ValueError if there are no examples.
     """
-    if not examples:
+    if not examples:  # the loop below would never end
         raise ValueError("no examples were given; endless batches need at least one")
     rng = random.Random(seed)
     order = list(range(len(examples)))

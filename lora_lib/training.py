@@ -50,7 +50,7 @@ def training_steps(
                 "model"
             )
         optimizer.zero_grad()
-        if loss.requires_grad:
+        if loss.requires_grad:  # otherwise the check below says what is wrong
             loss.backward()
         if step == 1:
             _check_gradients(model)
@@ -114,9 +114,9 @@ def fit(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1")
-    optimizer = optimizer(trainable_parameters(model), lr)
-    schedule = LambdaLR(optimizer, lambda step: warm_up_then_decay(step, steps))
-    taken = training_steps(model, islice(batches, steps), optimizer, loss_function, max_norm=1.0)
+    stepper = optimizer(trainable_parameters(model), lr)
+    schedule = LambdaLR(stepper, lambda step: warm_up_then_decay(step, steps))
+    taken = training_steps(model, islice(batches, steps), stepper, loss_function, max_norm=1.0)
     losses = []
     try:
         with mode(model, training=True):
@@ -174,11 +174,11 @@ def train_model(
                 right.clear()
                 losses = list(training_steps(model, train_loader, optimizer, loss_function))
                 sizes = list(map(len, right))
-                train_loss = sum(map(math.prod, zip(losses, sizes, strict=True))) / sum(sizes)
-                train_acc = torch.cat(right).sum().item() / sum(sizes)
-                epoch = train_loss, train_acc, accuracy(model, test_loader)
-                for values, value in zip(history.values(), epoch, strict=True):
-                    values.append(value)
+                summed = sum(loss * n for loss, n in zip(losses, sizes, strict=True))
+                test_acc = accuracy(model, test_loader)  # all of an epoch, or nothing of it
+                history["train_loss"].append(summed / sum(sizes))
+                history["train_acc"].append(torch.cat(right).sum().item() / sum(sizes))
+                history["test_acc"].append(test_acc)
     except KeyboardInterrupt:
         print(f"interrupted after {len(history['test_acc'])} of {epochs} epochs")
     return history
