@@ -21,8 +21,8 @@ class NamePair(NamedTuple):
 def same_town_pairs(script: str, split: str, limit: int | None = None) -> list[NamePair]:
     """Right pairs, the first `limit` of them, and as many wrong ones, alternating.
 
-    The wrong ones are hard. A wrong pair takes the spelling of another town of the split whose Latin name starts with the
-    same letter and whose spelling is of similar length (two characters more or less).
+    The wrong ones are hard: the spelling of another town of the split, whose Latin name starts
+    with the same letter, and of similar length (two characters more or less).
     """
     pairs, spellings = load_pairs(script, split), load_spellings(script, split)
     rng = random.Random(stable_hash(f"{script} {split}"))
