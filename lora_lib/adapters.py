@@ -28,7 +28,7 @@ from lora_lib.injection import (
     plain_modules,
     unload_lora,
 )
-from lora_lib.lora import LoRALinear, lora_layers
+from lora_lib.lora import LoRALinear, lora_layers, of_the_kind_of
 from lora_lib.targets import Names, saved_paths, shape_of, target_paths
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -195,21 +195,24 @@ def load_adapter(model: nn.Module, directory: Path | str, trainable: bool = Fals
     return model
 
 
-@torch.no_grad()
 def _fill(
     injection: Injection, tensors: dict[str, Tensor], settings: Settings, use_rslora: bool
 ) -> None:
     places = _adapter_tensors(injection)
-    before = {key: place.clone() for key, place in places.items()}
+    before = {key: place.detach().clone() for key, place in places.items()}
     try:
-        for key, place in places.items():
-            place.copy_(tensors[key])
+        _copy_into(places, tensors)
     except BaseException:
-        for key, place in places.items():
-            place.copy_(before[key])
+        _copy_into(places, before)
         raise
     for path, layer in injection.layers().items():
         layer.alpha, layer.use_rslora = float(settings[path][1]), use_rslora
+
+
+def _copy_into(places: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    for key, place in places.items():
+        with of_the_kind_of(place):
+            place.copy_(tensors[key])
 
 
 # --- reading -------------------------------------------------------------------------------------

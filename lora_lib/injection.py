@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_lib import checks
-from lora_lib.lora import LoRALinear, lora_layers
+from lora_lib.lora import LoRALinear, lora_layers, of_the_kind_of
 from lora_lib.targets import Names, saved_paths, target_paths
 
 State = dict[str, Tensor]
@@ -47,10 +47,12 @@ class Injection:
                 )
         return states
 
-    @torch.inference_mode(False)
     def load_saved(self, states: dict[str, State]) -> None:
-        for path, state in states.items():
-            self.modules[path].load_state_dict(state)
+        """Copy tensors into modules_to_save."""
+        for path, places in self.saved_states().items():
+            for name, place in places.items():
+                with of_the_kind_of(place):
+                    place.copy_(states[path][name])
 
     def restore_requires_grad(self) -> None:
         for module, name, required in self.required_grad:
@@ -212,7 +214,6 @@ def unmerge_lora_weights(model: nn.Module) -> nn.Module:
     return model
 
 
-@torch.inference_mode(False)
 def unload_lora(model: nn.Module, merge: bool = True) -> nn.Module:
     """Put the original layers back, merged (or, with merge=False, as they were).
 

@@ -14,6 +14,7 @@ How it is put into a model and taken out again is in injection.py; what is refus
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -175,11 +176,11 @@ class LoRALinear(nn.Module):
         return self._weight_before_merge is not None
 
     @torch.no_grad()
-    @torch.inference_mode(False)  # what is made may be trained later
     def merged_weight(self) -> Tensor:
         """W + ΔW. Raises FloatingPointError if it is not finite, TypeError as `weight`."""
         checks.check_takes_a_sum(self.original)
-        total = self._sum(self._weight_before_merge if self.merged else self.original.weight)
+        with of_the_kind_of(self.original.weight):
+            total = self._sum(self._weight_before_merge if self.merged else self.original.weight)
         if not torch.isfinite(total).all():
             raise FloatingPointError(
                 "W + ΔW is not finite, so nothing was merged; look at lora_A and lora_B "
@@ -192,14 +193,13 @@ class LoRALinear(nn.Module):
         if not self.merged:
             self.use_merged(self.merged_weight())
 
-    @torch.inference_mode(False)
     def use_merged(self, weight: Tensor) -> None:
         """The second half of merge, with `merged_weight()`: many layers are merged together."""
-        self._weight_before_merge = self.original.weight.data
-        self._eps_at_merge = self._eps()
-        self.original.weight.data = weight
+        with of_the_kind_of(self.original.weight):
+            self._weight_before_merge = self.original.weight.data
+            self._eps_at_merge = self._eps()
+            self.original.weight.data = weight
 
-    @torch.inference_mode(False)
     def unmerge(self) -> None:
         """Put the weight of before the merge back, bit for bit: not W + ΔW − ΔW.
 
@@ -208,7 +208,8 @@ class LoRALinear(nn.Module):
         """
         if self.merged:
             self.check_still_merged()
-            self.original.weight.data = self._weight_before_merge
+            with of_the_kind_of(self.original.weight):
+                self.original.weight.data = self._weight_before_merge
             self._weight_before_merge = None
 
     @torch.no_grad()
@@ -252,6 +253,14 @@ class LoRALinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, scaling={self.scaling:g}"
+
+
+@contextmanager
+def of_the_kind_of(tensor: Tensor) -> Iterator[None]:
+    """What is made inside may be trained later, also under torch.inference_mode(), unless the
+    model was made there itself."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        yield
 
 
 def lora_layers(model: nn.Module) -> Iterator[LoRALinear]:

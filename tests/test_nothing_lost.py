@@ -336,6 +336,21 @@ def test_under_inference_mode_tensors_are_made_that_train_later(adapted, ids, tm
         assert layer.lora_B.grad is not None and not layer.original.weight.is_inference()
 
 
+def test_a_model_made_under_inference_mode_merges_loads_and_unloads_there(ids, tmp_path):
+    directory = save_adapter(
+        add_lora_to_model(plain(), modules_to_save=["classifier"])[0].requires_grad_(False),
+        tmp_path,
+    )
+    with torch.inference_mode():
+        model = plain()
+        before = model(ids)
+        merge_lora_weights(load_adapter(model, directory))
+        torch.testing.assert_close(model(ids), before)
+        with adapter_disabled(model):
+            assert torch.equal(model(ids), before)
+        assert torch.equal(unload_lora(unmerge_lora_weights(model), merge=False)(ids), before)
+
+
 def test_merging_for_good_under_inference_mode_trains_later(adapted, ids):
     with torch.inference_mode():
         unload_lora(adapted)
