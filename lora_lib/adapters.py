@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -88,8 +88,8 @@ def _peft_config(injection: Injection) -> dict:
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {re.escape(p): m.rank for p, m in layers.items() if m.rank != rank},
-        "alpha_pattern": {re.escape(p): m.alpha for p, m in layers.items() if m.alpha != alpha},
+        "rank_pattern": {_just(p): m.rank for p, m in layers.items() if m.rank != rank},
+        "alpha_pattern": {_just(p): m.alpha for p, m in layers.items() if m.alpha != alpha},
         "lora_dropout": getattr(first.dropout, "p", 0.0),
         "target_modules": _peft_targets(injection),
         "bias": "none",
@@ -100,12 +100,17 @@ def _peft_config(injection: Injection) -> dict:
     }
 
 
+def _just(path: str) -> str:
+    """A key of a pattern that matches this path and no longer one that ends so."""
+    return "^" + re.escape(path)
+
+
 def _peft_targets(injection: Injection) -> list[str] | str:
     """What means exactly these layers in PEFT: the names as given, the paths, or, where the rule
     for names finds more with them, a regular expression. ("all-linear" is another set there.)"""
 
     def means_these(names: list[str]) -> bool:
-        return target_paths(injection.modules, names, injection.saved_before) == paths
+        return target_paths(injection.modules, names, saved=()) == paths
 
     paths = list(injection.layers())
     if isinstance(injection.targets, tuple) and means_these(injection.targets):
@@ -274,7 +279,7 @@ def _read(directory: Path) -> tuple[dict, dict[str, Tensor]]:
         raise ValueError(
             f"{directory / PICKLED_FILE} holds more than tensors, and was not run ({error})"
         ) from error
-    except (ValueError, RuntimeError, EOFError, SafetensorError) as error:
+    except Exception as error:  # safetensors, pickle and JSON have many ways to say so
         raise ValueError(
             f"the adapter in {directory} is damaged ({error}); save it anew, or restore one of the "
             "course with `git checkout -- lora_lib/pretrained`"
@@ -298,7 +303,8 @@ def _read(directory: Path) -> tuple[dict, dict[str, Tensor]]:
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict | None]:
     """The tensors, and the configuration they were saved with, if that is known."""
     if path.name == PICKLED_FILE:
-        return torch.load(path, map_location="cpu", weights_only=True), None
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(key): tensor.to_dense() for key, tensor in tensors.items()}, None
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return tensors, json.loads((file.metadata() or {}).get(CONFIG_FILE, "null"))
@@ -321,9 +327,10 @@ def _saved(config: dict, modules: dict[str, nn.Module], tensors: dict) -> tuple[
     """The paths of modules_to_save, those included that a task brings along."""
     names = checks.name_list(config["modules_to_save"] or (), "modules_to_save")
     saved = saved_paths(modules, names)
-    in_file = {key.removeprefix(_PREFIX).rpartition(".")[0] for key in tensors}
     heads = saved_paths(modules, _HEADS.get(config.get("task_type"), ()))
-    return (*saved, *(path for path in heads if path in in_file and path not in saved))
+    if not any(key.startswith(f"{_PREFIX}{path}.") for key in tensors for path in heads):
+        heads = []
+    return (*saved, *(path for path in heads if path not in saved))
 
 
 def _settings(
@@ -356,7 +363,7 @@ def _names(targets: object, argument: str) -> Names:
 def _by_pattern(pattern: dict | None, path: str, otherwise: object) -> object:
     """PEFT's rule: the first key that, as a regular expression, matches the end of the path."""
     found = (v for key, v in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", path))
-    return next(found, otherwise)
+    return next(found, (pattern or {}).get(path, otherwise))
 
 
 # --- does it fit? --------------------------------------------------------------------------------
@@ -392,7 +399,7 @@ def _misfits(
             problems.append(f"{key} has shape {shapes[0]}, the model needs {shapes[1]}")
         elif tensor.is_floating_point() != place.is_floating_point():
             problems.append(f"{key} is {tensor.dtype}, the model needs {place.dtype}")
-        elif isinstance(place, nn.Parameter) and not tensor.isfinite().all():
+        elif isinstance(place, nn.Parameter) and not tensor.float().isfinite().all():
             problems.append(f"{key} is not finite")
     return sorted(problems)
 
@@ -403,9 +410,9 @@ def _problem_with_extra(key: str, tensor: Tensor, modules: dict[str, nn.Module])
     path, _, name = key.removeprefix(_PREFIX).rpartition(".")
     module = modules.get(path.removesuffix(".base_layer"))
     of_base = getattr(module, "original", module)
-    if of_base is None or name not in of_base._parameters:
+    weight = None if of_base is None else of_base._parameters.get(name)
+    if weight is None:
         return [f"unexpected {key}"]
-    weight = of_base._parameters[name]
     if weight.shape == tensor.shape and torch.equal(weight.cpu(), tensor.to(weight.dtype)):
         return []
     return [

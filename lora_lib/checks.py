@@ -7,8 +7,10 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.distributed.tensor import DTensor
 
-from lora_lib.targets import Names, conv1d, is_linear, is_named, lies_in, saved_paths
+from lora_lib.targets import Names, conv1d, is_linear, is_named, lies_in, saved_paths, shape_of
 
 # --- arguments -----------------------------------------------------------------------------------
 
@@ -73,8 +75,11 @@ def check_in_memory(module: nn.Module, where: str) -> None:
 
 
 def check_own_forward(linear: nn.Module, where: str) -> None:
-    """A function put on the instance is bound to it, and would compute with W whatever we do."""
-    if "forward" in vars(linear) and not is_plain(linear):
+    """A function put on the instance computes with W whatever we do, unless it is a method of it,
+    or as accelerate puts it there, a partial function of it."""
+    own = vars(linear).get("forward")
+    of_this = (getattr(own, "__self__", None), *getattr(own, "args", ()))
+    if own is not None and not any(x is linear for x in of_this):
         raise TypeError(
             f"the forward of {where} was replaced on this one module; make it a method of a class, "
             "or name other targets"
@@ -84,20 +89,29 @@ def check_own_forward(linear: nn.Module, where: str) -> None:
 def takes_a_sum(linear: nn.Module) -> bool:
     """Whether W + ΔW can take the place of its weight: a plain matrix of 16 bits or more. One that
     is quantised, packed, sharded, or computed from others is not."""
-    weight = linear._parameters.get("weight")
+    weight = held_weight(linear)
     return (
-        type(weight) in (nn.Parameter, Tensor)
-        and weight.ndim == 2
+        type(weight) in (nn.Parameter, Tensor, FakeTensor)
+        and tuple(weight.shape) in (shape_of(linear), shape_of(linear)[::-1])
         and weight.is_floating_point()
         and weight.element_size() >= 2
+        and not hasattr(type(linear), "weight")  # a property of its class
     )
+
+
+def held_weight(linear: nn.Module) -> Tensor | None:
+    """Replicas of DataParallel keep their parameters in another place."""
+    held = vars(linear).get("_former_parameters") or linear._parameters
+    return held.get("weight")
 
 
 def check_takes_a_sum(linear: nn.Module) -> None:
     if takes_a_sum(linear):
         return
-    weight = linear._parameters.get("weight")
-    if weight is None:  # weight normalisation and pruning compute it anew in every forward pass
+    weight = held_weight(linear)
+    if weight is None or hasattr(
+        type(linear), "weight"
+    ):  # weight normalisation and pruning compute it anew in every forward pass
         raise TypeError("a weight that is computed from other tensors cannot be merged with ΔW")
     raise TypeError(
         f"a quantised, packed or sharded weight ({type(weight).__name__} of {weight.dtype}) cannot "
@@ -108,26 +122,32 @@ def check_takes_a_sum(linear: nn.Module) -> None:
 def is_plain(linear: nn.Module) -> bool:
     """Whether x Wᵀ + b is all that it computes: nn.Linear's own forward (or Conv1D's), and no hook
     that may change what goes in or comes out."""
-    # accelerate keeps the forward aside around which it moves tensors between devices
-    own = vars(linear).get("_old_forward") or vars(linear).get("forward")
-    forward = getattr(own, "__func__", own) or type(linear).forward
-    return forward in (nn.Linear.forward, *(kind.forward for kind in conv1d())) and not (
+    if (
         linear._forward_pre_hooks
         or linear._forward_hooks
         or linear._backward_pre_hooks
         or linear._backward_hooks
-    )
+    ):
+        return False
+    forward = type(linear).forward
+    if "forward" in vars(linear):
+        # accelerate keeps the forward aside around which it moves tensors between devices
+        own = vars(linear).get("_old_forward", linear.forward)
+        forward = getattr(own, "__func__", own)
+    return forward is nn.Linear.forward or any(forward is kind.forward for kind in conv1d())
 
 
 # --- a whole model -------------------------------------------------------------------------------
 
-WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # torch.compile's child, checkpointing's
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # their children
 
 
 def check_not_wrapped(modules: dict[str, nn.Module]) -> None:
-    """A wrapper puts a name of its own into the paths, which no other copy of the model has."""
+    """A wrapper puts a name of its own into the paths, which no other copy of the model has; a
+    sharded model would not shard what is added."""
     for path, module in modules.items():
         parallel = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        parallel |= any(isinstance(p, DTensor) for p in module._parameters.values())
         if parallel or any(name in module._modules for name in WRAPPERS):
             raise ValueError(
                 f"{path or 'model'} is wrapped in {type(module).__name__}; add LoRA to the plain "
@@ -215,6 +235,11 @@ def linear_layers(modules: dict[str, nn.Module]) -> str:
 
 
 def check_finite(tensors: dict[str, Tensor]) -> None:
+    if sharded := [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]:
+        raise ValueError(
+            f"{sharded[0]} is sharded ({len(sharded)} such tensors): gather them into an unsharded "
+            "model first, with torch.distributed.checkpoint.state_dict.get_model_state_dict"
+        )
     wrong = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if wrong:
         raise ValueError(

@@ -16,6 +16,7 @@ from lora_lib.lora import LoRALinear, lora_layers, of_the_kind_of
 from lora_lib.targets import Names, saved_paths, target_paths
 
 State = dict[str, Tensor]
+_NOTE = "_lora_injection"  # where a model keeps its note
 
 
 @dataclass
@@ -36,23 +37,30 @@ class Injection:
         return {path: m for path, m in self.modules.items() if isinstance(m, LoRALinear)}
 
     def saved_states(self) -> dict[str, State]:
-        """Path → tensors of every module in modules_to_save. Raises ValueError if they have other
-        names than before training."""
+        """Path → tensors of every module in modules_to_save. Raises ValueError if such a module was
+        replaced, or its tensors have other names or shapes than before training."""
+        present = set(self.modules[""].modules())
         states = {p: self.modules[p].state_dict(keep_vars=True) for p in self.saved_before}
         for path, state in states.items():
-            if state.keys() != self.saved_before[path].keys():
+            before = self.saved_before[path]
+            shapes = [{name: t.shape for name, t in s.items()} for s in (state, before)]
+            if self.modules[path] not in present or shapes[0] != shapes[1]:
                 raise ValueError(
-                    f"{path!r} in modules_to_save was wrapped or changed after LoRA was added, so "
-                    "its tensors have other names; unwrap it first"
+                    f"{path!r} in modules_to_save was replaced, wrapped or changed after LoRA was "
+                    "added; do that first (a new head, resized embeddings), then add LoRA"
                 )
         return states
 
-    def load_saved(self, states: dict[str, State]) -> None:
-        """Copy tensors into modules_to_save."""
+    def exchange_saved(self, states: dict[str, State]) -> dict[str, State]:
+        """Put these tensors into modules_to_save; returns those that were there. Nothing is written
+        into, so a graph that was made before stays right."""
+        were = {}
         for path, places in self.saved_states().items():
+            were[path] = {name: place.data for name, place in places.items()}
             for name, place in places.items():
                 with of_the_kind_of(place):
-                    place.copy_(states[path][name])
+                    place.data = states[path][name].to(place, copy=True)
+        return were
 
     def restore_requires_grad(self) -> None:
         for module, name, required in self.required_grad:
@@ -152,16 +160,23 @@ def inject(
     for path, layer in layers.items():
         model.set_submodule(path, layer.train(layer.original.training))
     injection.modules = modules | layers
-    model._lora = injection
+    vars(model)[_NOTE] = injection
     return list(layers.values())
 
 
-def injection_of(model: nn.Module) -> Injection:
-    """What add_lora_to_model noted, also if `model` is a wrapper around that model (DDP, say)."""
+def injection_of(model: nn.Module, switched_off: bool = False) -> Injection:
+    """What add_lora_to_model noted, also if `model` is a wrapper around that model (DDP, say).
+
+    Raises ValueError if there is no such note, RuntimeError if the adapter is switched off.
+    """
     layers = list(lora_layers(model))
     if not layers:
         raise ValueError("this model has no LoRA layers; call add_lora_to_model(model) first")
-    notes = [vars(m)["_lora"] for m in model.modules() if "_lora" in vars(m)]
+    if not switched_off and not all(layer.enabled for layer in layers):
+        raise RuntimeError(
+            "the adapter is switched off: do this outside of `with adapter_disabled(model):`"
+        )
+    notes = [vars(m)[_NOTE] for m in model.modules() if _NOTE in vars(m)]
     if len(notes) != 1 or set(notes[0].layers().values()) != set(layers):
         raise ValueError(
             "this model holds LoRA layers that add_lora_to_model did not put into it: pass the "
@@ -177,6 +192,7 @@ def freeze_non_lora_params(model: nn.Module) -> None:
     Raises ValueError if the model has no LoRA layers.
     """
     injection = injection_of(model)
+    injection.saved_states()  # raises if a module that should train is gone
     model.requires_grad_(False)
     for layer in injection.layers().values():
         layer.lora_A.requires_grad_()
@@ -229,14 +245,16 @@ def unload_lora(model: nn.Module, merge: bool = True) -> nn.Module:
     else:
         injection.saved_states()  # raises, before anything changes, if they cannot be put back
         unmerge_lora_weights(model)
-        injection.load_saved(injection.saved_before)
+        injection.exchange_saved(injection.saved_before)
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):
             if isinstance(child, LoRALinear):
                 setattr(parent, name, child.original)
+    for layer in injection.layers().values():  # whoever still holds one gets the original
+        layer.enabled, layer._weight_before_merge = False, None
     injection.restore_requires_grad()
     for module in model.modules():
-        vars(module).pop("_lora", None)
+        vars(module).pop(_NOTE, None)
     return model
 
 
@@ -247,18 +265,20 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
 
     Raises as unmerge_lora_weights. One model in several threads is switched for all of them.
     """
-    injection = injection_of(model)
+    injection = injection_of(model, switched_off=True)
     layers = list(injection.layers().values())
     before = [(layer.merged, layer.enabled) for layer in layers]
-    trained = {path: copy_of(state) for path, state in injection.saved_states().items()}
-    unmerge_lora_weights(model)
-    injection.load_saved(injection.saved_before)
+    injection.saved_states()  # raises before anything changes
+    if all(enabled for _, enabled in before):
+        unmerge_lora_weights(model)
+    of_base = {path: copy_of(state) for path, state in injection.saved_before.items()}
+    trained = injection.exchange_saved(of_base)
     for layer in layers:
         layer.enabled = False
     try:
         yield model
     finally:
-        injection.load_saved(trained)
+        injection.exchange_saved(trained)
         for layer, (merged, enabled) in zip(layers, before, strict=True):
             layer.enabled = enabled
             if merged:

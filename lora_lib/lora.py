@@ -15,6 +15,8 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -100,9 +102,9 @@ class LoRALinear(nn.Module):
     def weight(self) -> Tensor:
         """The weight that the layer computes with: W + ΔW, with gradients to A and B.
 
-        A value, not a place: what is written into it is lost. Write to `original.weight`. Every
-        read makes the sum; merge before you generate text with a model that reads it often. In
-        half precision the sum is rounded as a merge is.
+        A value, not a place: what is written into it is lost (RWKV rescales its weights so, in
+        eval mode). Write to `original.weight`. Every read makes the sum; merge before you generate
+        text with a model that reads it often. In half precision the sum is rounded as a merge is.
 
         Raises TypeError if W is quantised, sharded or computed; RuntimeError as forward.
         """
@@ -113,16 +115,18 @@ class LoRALinear(nn.Module):
 
     def _is_base(self) -> bool:
         """Whether `original` computes alone: the adapter is merged into it, or switched off."""
-        if self.merged and self.training and torch.is_grad_enabled():
+        merged = self.merged
+        if merged and self.training and torch.is_grad_enabled():
             raise RuntimeError(
                 "this LoRA layer is merged, so its factors would get no gradient: call "
                 "unmerge_lora_weights(model) before training, or model.eval() for inference"
             )
-        return self.merged or not self.enabled
+        return merged or not self.enabled
 
     def _has_its_own_way(self) -> bool:
         """A weight that takes no sum (a quantised one) always gets W x + ΔW x."""
-        return checks.takes_a_sum(self.original) and not checks.is_plain(self.original)
+        original = self.original
+        return not checks.is_plain(original) and checks.takes_a_sum(original)
 
     def _forward_with_sum(self, *args, **kwargs):
         """The original's own forward, run on a shallow copy of it whose weight is W + ΔW.
@@ -131,12 +135,15 @@ class LoRALinear(nn.Module):
         that its forward sets are copied back.
         """
         checks.check_own_forward(self.original, "a layer with LoRA")  # it may be patched by now
-        copy = object.__new__(type(self.original))
-        own = {"_parameters": self.original._parameters | {"weight": self.weight}}
-        own["_compiled_call_impl"] = None  # it is bound to the original
-        vars(copy).update(vars(self.original) | own)
+        original, copy = self.original, object.__new__(type(self.original))
+        given = {name: _bound_to(copy, original, value) for name, value in vars(original).items()}
+        given |= {"_parameters": original._parameters | {"weight": self.weight}}
+        given |= {"_compiled_call_impl": None}
+        given.pop("weight", None)  # a replica of DataParallel has it here
+        vars(copy).update(given)
         output = copy(*args, **kwargs)
-        vars(self.original).update({k: v for k, v in vars(copy).items() if k not in own})
+        new = {k: v for k, v in vars(copy).items() if k not in given or v is not given[k]}
+        vars(original).update(new)
         return output
 
     def _sum(self, weight: Tensor) -> Tensor:
@@ -156,9 +163,14 @@ class LoRALinear(nn.Module):
         dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
         return self.lora_A.to(dtype), self.lora_B.to(dtype)
 
-    @property
-    def bias(self) -> Tensor | None:
-        return self.original.bias
+    def __getattr__(self, name: str):
+        """What else a model reads of its layer, `bias` for one, is the original's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or name == "original":
+                raise
+            return getattr(self.original, name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """nn.Module sends `layer.weight = Parameter(…)` here, as tie_weights() does."""
@@ -226,8 +238,9 @@ class LoRALinear(nn.Module):
             )
             A, B = (factor.abs() for factor in self._factors_to_add())
             W = W.to(A.dtype)
-            size = W.abs() + abs(self.scaling) * ((B @ A).T if self.transposed else B @ A)
-            adding = 2 * eps_of_factors * size
+            products = abs(self.scaling) * ((B @ A).T if self.transposed else B @ A)
+            tf32 = 2**-10 if weight.is_cuda else 0.0  # its products are rounded so, if it is on
+            adding = 2 * eps_of_factors * (W.abs() + products) + tf32 * products
             storing = 0.51 * eps * weight.abs().clamp(min=torch.finfo(weight.dtype).tiny)
             same = ((weight - self._sum(W)).abs() <= adding + storing).all()
         if not same:
@@ -253,6 +266,16 @@ class LoRALinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, scaling={self.scaling:g}"
+
+
+def _bound_to(copy: nn.Module, original: nn.Module, value: object) -> object:
+    """A method of `original`, or accelerate's partial function of it, as one of `copy`."""
+    if isinstance(value, MethodType) and value.__self__ is original:
+        return MethodType(value.__func__, copy)
+    if isinstance(value, partial) and any(argument is original for argument in value.args):
+        arguments = (copy if argument is original else argument for argument in value.args)
+        return partial(value.func, *arguments, **value.keywords)
+    return value
 
 
 @contextmanager

@@ -61,6 +61,26 @@ class Ternary(nn.Linear):
         return F.linear(x, self.weight + (rounded - self.weight).detach(), self.bias)
 
 
+class Bound(nn.Linear):
+    """Computes with a method that it chose once."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.chosen = self.lower
+
+    def lower(self, x):
+        return F.linear(x, self.weight.tril(), self.bias)
+
+    def forward(self, x):
+        return self.chosen(x)
+
+
+class Property(nn.Linear):
+    """Whose weight is a property of its class."""
+
+    weight = property(lambda self: self._parameters["weight"].tril())
+
+
 class Router(nn.Linear):
     """Returns two things, and notes one on itself."""
 
@@ -130,6 +150,7 @@ def built(kind, **settings):
 
 KINDS = {  # name → (how the model is made, targets)
     "masked": (alone(lambda: Masked(6, 6)), "all-linear"),
+    "bound": (alone(lambda: Bound(6, 6)), "all-linear"),
     "cosine": (alone(lambda: Cosine(6, 6)), "all-linear"),
     "ternary": (alone(lambda: Ternary(6, 6)), ["0"]),
     "router": (standing(Routed), "all-linear"),
@@ -296,6 +317,29 @@ def test_many_threads_read_one_layer(name, set_factors):
     assert same(model.state_dict(), state)
 
 
+def test_replicas_and_exports_compute_with_the_sum(set_factors):
+    model, x, targets = make("masked")
+    set_factors(add_lora_to_model(model, 4, 8.0, targets)[0])
+    with torch.no_grad():
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), model(x))
+        layer = model[0].original._replicate_for_data_parallel()
+        layer._former_parameters = dict(model[0].original._parameters)
+        for name, parameter in layer._former_parameters.items():
+            setattr(layer, name, parameter.data)
+        expected, model[0].original = model(x), layer
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_other_attributes_of_a_layer_are_read_through(set_factors):
+    model, _, targets = make("router")
+    model.router.top_k = 2
+    add_lora_to_model(model, target_modules=targets)
+    assert model.router.top_k == 2 and model.router.bias is model.router.original.bias
+    with pytest.raises(AttributeError, match="top_q"):
+        _ = model.router.top_q
+
+
 def test_what_a_forward_notes_on_its_layer_is_found_there(set_factors):
     model, x, targets = make("router")
     set_factors(add_lora_to_model(model, target_modules=targets)[0])
@@ -324,6 +368,12 @@ class Packed(torch.Tensor):
     """A weight of a class of its own, as torchao and DTensor have them."""
 
 
+def a_property():
+    linear = nn.Linear(6, 6)
+    linear.__class__ = Property
+    return linear
+
+
 def packed():
     linear = nn.Linear(6, 6)
     linear.weight = nn.Parameter(linear.weight.detach().as_subclass(Packed))
@@ -336,6 +386,7 @@ NO_SUM = {
     "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(6, 6)).eval(),
     "pruned": lambda: prune.l1_unstructured(nn.Linear(6, 6), "weight", 0.5),
     "integers": lambda: Int8(6, 6),
+    "a property": a_property,
     "a tensor of its own class": packed,
 }
 

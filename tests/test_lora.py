@@ -483,7 +483,7 @@ def test_unloading_gives_back_the_very_same_modules_and_requires_grad(plain_and_
     assert not any(lora_layers(model))
     assert all(model.get_submodule(path) is module for path, module in linear.items())
     assert {name: p.requires_grad for name, p in model.named_parameters()} == grads
-    assert "_lora" not in vars(model)
+    assert "_lora_injection" not in vars(model)
 
 
 def test_unloading_keeps_what_was_learned(adapted, ids):

@@ -4,6 +4,7 @@ half-way, changes a model or a file."""
 import copy
 import math
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -129,7 +130,7 @@ def test_a_wrapper_of_all_may_stand_for_the_model(adapted, ids, tmp_path, wrap):
 def test_a_head_that_was_changed_inside_is_not_saved(refuses, adapted, tmp_path):
     adapted.classifier = adapted.classifier
     torch.nn.utils.parametrizations.weight_norm(adapted.classifier)
-    with refuses(adapted, ValueError, "'classifier'", "other names", "unwrap"):
+    with refuses(adapted, ValueError, "'classifier'", "replaced, wrapped or changed"):
         save_adapter(adapted, tmp_path / "never")
     assert not (tmp_path / "never").exists()
 
@@ -306,6 +307,69 @@ def test_an_adapter_that_is_off_stays_off_in_an_error_and_is_on_after_it(adapted
         assert not torch.equal(adapted(ids), output)
         raise KeyError
     assert torch.equal(adapted(ids), output)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda model, directory: save_adapter(model, directory),
+        lambda model, directory: load_adapter(model, directory),
+        lambda model, directory: unload_lora(model),
+        lambda model, directory: merge_lora_weights(model),
+        lambda model, directory: freeze_non_lora_params(model),
+    ],
+    ids=["save", "load", "unload", "merge", "freeze"],
+)
+def test_while_an_adapter_is_off_nothing_is_done_to_it(adapted, ids, tmp_path, act):
+    directory, output = save_adapter(adapted, tmp_path), adapted(ids)
+    with (
+        adapter_disabled(adapted),
+        pytest.raises(RuntimeError, match="is switched off: do this ou"),
+    ):
+        act(adapted, directory)
+    assert torch.equal(adapted(ids), output)
+
+
+def test_a_graph_that_was_made_before_survives_the_look_at_the_base(adapted, ids):
+    ours = adapted(ids)
+    with torch.no_grad(), adapter_disabled(adapted):
+        bases = adapted(ids)
+    (ours - bases).square().sum().backward()
+    assert adapted.classifier.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    "act", [freeze_non_lora_params, lambda m: save_adapter(m, "never written")]
+)
+def test_a_head_that_was_replaced_is_not_trained_or_saved_unseen(adapted, act):
+    adapted.classifier = nn.Linear(24, 5)
+    with pytest.raises(ValueError, match="'classifier' in modules_to_save was replaced"):
+        act(adapted)
+
+
+def test_whoever_still_holds_a_layer_gets_the_original(adapted, ids, set_factors):
+    model = plain()
+    model.alias = model.blocks[0].attention
+    model.blocks[0].attention.twin = model.blocks[0].attention.W_k
+    before = model(ids)
+    set_factors(add_lora_to_model(model, 4, 8.0)[0])
+    model.blocks[1].attention.W_q = torch.compile(model.blocks[1].attention.W_q, backend="eager")
+    merge_lora_weights(model)
+    unload_lora(model, merge=False)
+    assert torch.equal(model(ids), before)
+
+
+def test_a_strength_of_one_layer_is_not_that_of_one_whose_path_ends_alike(tmp_path, set_factors):
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6)), nn.Linear(6, 2))
+
+    ours, x = set_factors(add_lora_to_model(model(), 4, 8.0, "all-linear")[0]), torch.randn(3, 6)
+    ours[0].scaling = 7.0
+    directory = save_adapter(ours, tmp_path)
+    torch.testing.assert_close(load_adapter(model(), directory)(x), ours(x))
+    theirs = peft.PeftModel.from_pretrained(model(), str(directory))
+    torch.testing.assert_close(theirs(x), ours(x))
 
 
 def test_the_shipped_base_writes_cyrillic_while_its_adapter_is_off():
