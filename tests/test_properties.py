@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tiny_models import same
 from torch import nn
 
 from lora_lib.adapters import load_adapter, save_adapter
@@ -71,10 +72,6 @@ def fill(model, size=0.3):
 
 def state(model):
     return copy.deepcopy(model.state_dict())
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @given(models(), st.fixed_dictionaries(LAYER))

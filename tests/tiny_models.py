@@ -66,11 +66,6 @@ def nested() -> nn.Module:
     return seeded(Nested)
 
 
-def parent() -> nn.Module:
-    """What holds one nn.Linear."""
-    return seeded(lambda: nn.Sequential(nn.Linear(6, 4)))
-
-
 def ambiguous() -> nn.Module:
     """ "0" is an nn.Linear; by the rule for names it is also "1.0", which is none."""
     return seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 3))))
@@ -134,3 +129,8 @@ def example(model: nn.Module) -> Tensor:
 def run(model: nn.Module, x: Tensor) -> Tensor:
     output = model(x)
     return output if isinstance(output, Tensor) else output.logits
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two state dicts are equal in every key and every bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
