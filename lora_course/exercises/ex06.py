@@ -91,6 +91,9 @@ choose_rate = Exercise(
         "it chooses by the test score, so what you report on the test towns is too good": (
             choosing(lambda row: row["test"]["bits"])
         ),
+        "it adds the test bits; the test towns are to report on, not to choose by": (
+            choosing(lambda row: bits(row) + row["test"]["bits"])
+        ),
         "it picks a run that diverged. Every comparison with nan is false, so min and sorted go "
         "wrong quietly: leave such runs out first": lambda results: min(results, key=bits)["lr"],
         "it picks the most bits; fewer are better": choosing(lambda row: -bits(row)),
