@@ -264,7 +264,7 @@ WRONG = [
     ),
     ("03 inject", inject_and_spoil, "the output at the start: expected 'as before', and 'moved'"),
     ("04 step", step_of(torch.optim.Adam), "as with Adam"),
-    ("04 step", step_of(torch.optim.AdamW), "a step of AdamW"),
+    ("04 step", step_of(torch.optim.AdamW), "the first step, divided by lr: the shape (40,) is"),
     ("04 step", step_of(torch.optim.SGD, chosen=""), "what is not wrapped moved as well"),
     ("04 step", step_into_new_tensors, "no parameter moved"),
     ("03 freeze", freeze_and_delete, "names of the parameters: missing: head.bias"),

@@ -38,19 +38,14 @@ def observe_forward(forward: Callable, x, weight, A, B, alpha) -> dict:
     }
 
 
-def mixing(weights: Callable[[float, int, int, int], tuple[float, float]]) -> Callable:
-    """A forward that adds its two paths with `weights`, of (α, r, d_in, d_out)."""
+def mixing(weights: Callable[[float, int], tuple[float, float]]) -> Callable:
+    """A forward that adds its two paths with `weights`, of (α, r)."""
 
     def wrong(x, weight, A, B, alpha):
-        frozen, path = weights(alpha, *A.shape, len(B))
+        frozen, path = weights(alpha, len(A))
         return frozen * (x @ weight.T) + path * (x @ A.T @ B.T)
 
     return wrong
-
-
-def changes_the_weight(x, weight, A, B, alpha):
-    weight += alpha / len(A) * (B @ A).detach()
-    return x @ weight.T
 
 
 def without_gradient(x, weight, A, B, alpha):
@@ -67,25 +62,12 @@ forward = Exercise(
         "the shapes do not fit: W, A and B stand transposed behind x": (
             lambda x, weight, A, B, alpha: x @ weight + x @ A @ B
         ),
-        "your forward changed W itself, so every call adds more; add to its output, not to it": (
-            changes_the_weight
-        ),
-        "that is half of the path: x Aᵀ has r numbers a row, and Bᵀ makes it wide again": (
-            lambda x, weight, A, B, alpha: x @ A.T
-        ),
-        "that is the frozen layer alone; add the path x Aᵀ Bᵀ": mixing(lambda a, r, i, o: (1, 0)),
-        "that is the path alone; add the frozen x Wᵀ": mixing(lambda a, r, i, o: (0, a / r)),
-        "the path is not scaled: multiply it by α / r": mixing(lambda a, r, i, o: (1, 1)),
-        "you multiplied by α alone; divide by r = A.shape[0]": mixing(lambda a, r, i, o: (1, a)),
-        "you multiplied by r / α; the scaling is α / r": mixing(lambda a, r, i, o: (1, r / a)),
-        "you divided α by √r, as rsLoRA does; here it is r": (
-            mixing(lambda a, r, i, o: (1, a / math.sqrt(r)))
-        ),
-        "you divided α by d_in; the rank is A.shape[0]": mixing(lambda a, r, i, o: (1, a / i)),
-        "you divided α by d_out; the rank is B.shape[1]": mixing(lambda a, r, i, o: (1, a / o)),
-        "you subtracted the change; it is added": mixing(lambda a, r, i, o: (1, -a / r)),
+        "that is the path alone; add the frozen x Wᵀ": mixing(lambda a, r: (0, a / r)),
+        "the path is not scaled: multiply it by α / r": mixing(lambda a, r: (1, 1)),
+        "you multiplied by α alone; divide by r = A.shape[0]": mixing(lambda a, r: (1, a)),
+        "you multiplied by r / α; the scaling is α / r": mixing(lambda a, r: (1, r / a)),
         "you scaled the frozen path too; α / r is for B A alone": (
-            mixing(lambda a, r, i, o: (a / r, a / r))
+            mixing(lambda a, r: (a / r, a / r))
         ),
         "the numbers are right, but no gradient reaches A and B, so they could never train; leave "
         "out torch.no_grad, .detach() and .data": without_gradient,
@@ -154,22 +136,12 @@ def starting_with(make_a: Callable[[int, int], Tensor], b: float = 0.0) -> Calla
     return lambda d_out, d_in, rank: (make_a(rank, d_in), torch.full((d_out, rank), b))
 
 
-def seeded(rank: int, d_in: int) -> Tensor:
-    return torch.randn(rank, d_in, generator=torch.Generator().manual_seed(0)) / math.sqrt(d_in)
-
-
 initialise = Exercise(
     "02 initialise",
     reference_initialise,
     draw_initialise,
     observe=observe_initialise,
     mistakes={
-        "these are B and A; return A first, with shape (rank, d_in)": lambda d_out, d_in, rank: (
-            reference_initialise(d_out, d_in, rank)[::-1]
-        ),
-        "both shapes are turned round: A is (rank, d_in), B is (d_out, rank)": (
-            lambda d_out, d_in, rank: (torch.randn(d_in, rank), torch.zeros(rank, d_out))
-        ),
         "A holds whole numbers, which can have no gradient; draw floating-point ones": (
             starting_with(lambda r, d_in: torch.randint(-1, 2, (r, d_in)))
         ),
@@ -178,7 +150,7 @@ initialise = Exercise(
         "this would train, but it is the other way round from the paper and every library that "
         "reads your adapters: A random, B zero": starting_with(torch.zeros, b=1.0),
         "B is not exactly zero, so the layer changes the model before it has learned anything": (
-            starting_with(seeded, b=1e-9)
+            starting_with(torch.randn, b=1e-9)
         ),
         "A is so large that A x is many times as large as x; divide by √d_in": (
             starting_with(torch.randn)
@@ -188,13 +160,8 @@ initialise = Exercise(
         "A reads only some of the inputs, as the identity does; draw every entry at random": (
             starting_with(torch.eye)
         ),
-        "the rows of A depend on each other, so B A could never use all of its rank; draw every "
-        "entry at random": starting_with(lambda r, d_in: torch.ones(r, d_in) / math.sqrt(d_in)),
         "nearly all of A has one sign, so all its rows see much the same, the mean of x; draw "
         "around zero": starting_with(lambda r, d_in: torch.rand(r, d_in) / math.sqrt(d_in)),
-        "A is the same at every call, so layers of one shape would start alike; draw it anew": (
-            starting_with(seeded)
-        ),
     },
     why="B = 0 makes the start an exact no-op, and a random A of full rank lets B's gradient "
     "through on the first step.",

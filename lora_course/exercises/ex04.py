@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lora_course.claims import say
 from lora_course.exercises.checker import Check, Choice, Exercise, NotAttempted
+from lora_course.exercises.factors import is_factor
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import count_parameters, lora_layers
 from lora_lib.names import load_pairs
@@ -28,13 +29,12 @@ def draw_step() -> Iterator[tuple]:
 
 def observe_step(step: Callable, model: nn.Module, x: Tensor, y: Tensor, lr: float) -> dict:
     """Two steps: the second finds out whether the gradients of the first are still there."""
-    losses, steps = [], []
+    start, losses, steps = parameters_of(model), [], []
 
     def compute_loss() -> Tensor:
         losses.append((model(x) - y).square().mean())
         return losses[-1]
 
-    start = parameters_of(model)
     for _ in range(2):
         before = parameters_of(model)
         step(model, compute_loss, lr)
@@ -52,10 +52,6 @@ def observe_step(step: Callable, model: nn.Module, x: Tensor, y: Tensor, lr: flo
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def is_factor(name: str) -> bool:
-    return name.endswith(("lora_A", "lora_B"))
 
 
 def stepping(chosen=is_factor, by=lambda p, lr: lr * p.grad, clear=True) -> Callable:
@@ -99,24 +95,10 @@ step = Exercise(
         "no parameter moved: change each in place; `p = p - …` makes a new tensor": (
             stepping(lambda name: False)
         ),
-        "only B moved; both factors of a layer are trained": stepping(lambda n: "lora_B" in n),
-        "only A moved; both factors of a layer are trained": stepping(lambda n: "lora_A" in n),
-        "only the first LoRA layer moved; every one is trained": (
-            stepping(lambda name: is_factor(name) and name[0] == "0")
-        ),
         "you add the gradient; downhill is to subtract it": stepping(by=lambda p, lr: -lr * p.grad),
         "you subtract the whole gradient; take lr times as much": stepping(by=lambda p, lr: p.grad),
         "every entry moved by lr, as with Adam; plain descent moves by lr times the gradient": (
             stepping(by=lambda p, lr: lr * p.grad.sign())
-        ),
-        "that is a step of AdamW; plain descent moves by lr times the gradient": (
-            stepping(by=lambda p, lr: lr * (0.01 * p + p.grad.sign()))
-        ),
-        "each gradient was divided by its norm; plain descent takes it as it is": (
-            stepping(by=lambda p, lr: lr * p.grad / p.grad.norm())
-        ),
-        "the factors shrink too, as with weight decay; plain descent has none": (
-            stepping(by=lambda p, lr: lr * (p.grad + 0.01 * p))
         ),
         "the second step has the first one's gradient in it: backward() adds to .grad, so clear "
         "that first (zero_grad)": stepping(clear=False),

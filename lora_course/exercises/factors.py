@@ -15,6 +15,16 @@ def kinds(result) -> str:
     )
 
 
+def is_factor(name: str) -> bool:
+    """Whether it is the name of one of a LoRALinear's two factors."""
+    return name.endswith(("lora_A", "lora_B"))
+
+
+def last_piece(path: str, names: tuple[str, ...]) -> bool:
+    """Whether the path ends in one of the names, after its last dot."""
+    return path.rpartition(".")[2] in names
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Path → nn.Linear."""
     return {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear)}
