@@ -49,7 +49,7 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        torch.multiprocessing.start_processes(work, (2, folder), nprocs=2, start_method="fork")
+        torch.multiprocessing.spawn(work, (2, folder), nprocs=2)
     return folder
 
 
