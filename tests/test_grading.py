@@ -1,6 +1,5 @@
 """A class is graded with nbgrader: what is handed out, two submissions, their marks."""
 
-import csv
 import os
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbgrader.api import Gradebook
 
 from lora_course.exercises import release
 
@@ -37,7 +37,6 @@ def folder(tmp_path_factory):
         path.parent.mkdir(parents=True)
         nbformat.write(notebook, path)
     nbgrader(course, "autograde", NAME)
-    nbgrader(course, "export")
     return course
 
 
@@ -63,11 +62,11 @@ def test_what_is_handed_out_holds_no_solution_and_no_hidden_test(folder):
 
 
 def test_marks_and_what_the_feedback_says(folder):
-    with (folder / "grades.csv").open(encoding="utf-8") as file:
+    with Gradebook(f"sqlite:///{folder / 'gradebook.db'}") as gradebook:
         marks = {
-            row["student_id"]: (row["score"], row["max_score"]) for row in csv.DictReader(file)
+            s.student.id: (s.score, s.max_score) for s in gradebook.assignment_submissions(NAME)
         }
-    assert marks == {"right": ("40.0", "40.0"), "wrong": ("4.0", "40.0")}
+    assert marks == {"right": (40, 40), "wrong": (4, 40)}
     said = {
         cell.metadata.nbgrader.grade_id.removeprefix("grade-"): output.evalue
         for cell in read(folder / "autograded" / "wrong").cells

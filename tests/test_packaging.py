@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 BUILD = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
 WRITE_BREMEN = """
-import sys
+import importlib, pkgutil, sys
 
 class Missing:
     @staticmethod
@@ -28,6 +28,8 @@ sys.path.insert(0, {folder!r})
 import lora_lib
 
 assert lora_lib.__file__.startswith({folder!r})
+for module in pkgutil.iter_modules(lora_lib.__path__, "lora_lib."):
+    importlib.import_module(module.name)
 model, tokenizer = lora_lib.load_pretrained()
 lora_lib.load_adapter(model, lora_lib.adapter_directory("georgian"))
 print(lora_lib.transliterate(model, tokenizer, ["Bremen"])[0])

@@ -209,11 +209,11 @@ def test_a_planted_difference_changes_the_verdict(key, run, by, expected, monkey
     assert verdict(key, compare(moved(run, by))) == expected
 
 
-@pytest.mark.parametrize("run, by, expected", [
-    (LARGE, -0.1, NOT_REPRODUCED), (lora(64), -0.1, REPRODUCED), (FULL, 0.02, CANT_TELL),
-])  # fmt: skip
-def test_enough_rank_follows_the_chosen_alpha(run, by, expected):
-    assert verdict("enough-rank", highest_rank(moved(run, by))) == expected
+def test_enough_rank_follows_the_chosen_alpha():
+    for run, by, expected in (
+        (LARGE, -0.1, NOT_REPRODUCED), (lora(64), -0.1, REPRODUCED), (FULL, 0.02, CANT_TELL),
+    ):  # fmt: skip
+        assert verdict("enough-rank", highest_rank(moved(run, by))) == expected
 
 
 def test_other_tracks_cuts_and_directions_give_other_verdicts():
