@@ -1,6 +1,6 @@
 """LoRA into a model and out of it again: add, freeze, merge, unmerge, unload, switch off.
 
-Every change is all or nothing: what is refused or interrupted leaves the model as it was.
+Everything is checked before anything changes: a call that is refused leaves the model as it was.
 """
 
 import re
@@ -23,10 +23,11 @@ _NOTE = "_lora_injection"  # where a model keeps its note
 class Injection:
     """What add_lora_to_model did, kept by the model: enough to undo it, and to name it in a file.
 
-    It knows modules, not only their names, so that a part of the model may be wrapped later.
+    It holds the modules themselves, not only their paths, so that a part of the model may be
+    wrapped later.
     """
 
-    modules: dict[str, nn.Module]  # of the plain model by path, but LoRA layers in their places
+    modules: dict[str, nn.Module]  # path → module; targeted paths hold their LoRA layers
     targets: Names | str
     saved_names: tuple[str, ...]
     saved_before: dict[str, State]  # path of each of modules_to_save → its state before training
@@ -52,8 +53,8 @@ class Injection:
         return states
 
     def exchange_saved(self, states: dict[str, State]) -> dict[str, State]:
-        """Put these tensors into modules_to_save; returns those that were there. Nothing is written
-        into, so a graph that was made before stays right."""
+        """Swap these tensors into modules_to_save, and return the old ones. Nothing is written in
+        place, so that graphs made earlier stay valid."""
         were = {}
         for path, places in self.saved_states().items():
             were[path] = {name: place.data for name, place in places.items()}
@@ -88,14 +89,14 @@ def add_lora_to_model(
 
     A target names a module by its exact path or the end of it after a dot, as in PEFT: "W_q"
     matches "blocks.0.attention.W_q". "all-linear" stands for every linear layer, the output layer
-    too; a compiled regular expression has to match a whole path. Nothing is targeted that lies in
-    `modules_to_save`, the modules (a new head, say) that are trained and saved whole; as in PEFT
-    those are all whose path ends with a name. A layer that a second model holds as well is adapted
-    there too.
+    too; a compiled regular expression has to match a whole path. Nothing in `modules_to_save` is
+    targeted: these modules (a new head, say) are trained and saved whole. As in PEFT they are all
+    whose path ends with one of the names, dot or not: "head" means "subhead" too. A layer shared
+    with a second model is adapted there too.
 
     Raises ValueError if a name matches nothing, a setting is wrong, the model has LoRA already or
-    could not use it where it is wanted, or has no memory (meta device, offloaded); TypeError if a
-    target is not a linear layer. The model is then as before.
+    could not use it where it is wanted, or is not in memory (meta device, offloaded). Raises
+    TypeError if a target is not a linear layer. The model is then as before.
     """
     checks.check_settings(rank, alpha, dropout, use_rslora)
     if isinstance(target_modules, str) and target_modules != "all-linear":
@@ -128,7 +129,7 @@ def inject(
     use_rslora: bool,
     saved: tuple[str, ...],
 ) -> list[LoRALinear]:
-    """LoRA into the plain model of these modules: `settings` gives rank and alpha by path."""
+    """Put LoRA into the plain model with these modules; `settings`: path → (rank, alpha)."""
     checks.check_not_wrapped(modules)
     checks.check_saved(modules, saved)
     checks.check_targets(modules, list(settings), saved)
@@ -189,7 +190,7 @@ def injection_of(model: nn.Module, switched_off: bool = False) -> Injection:
 def freeze_non_lora_params(model: nn.Module) -> None:
     """Leave only the LoRA factors, and the modules named in modules_to_save, trainable.
 
-    Raises ValueError if the model has no LoRA layers.
+    Raises ValueError if the model has no LoRA layers, RuntimeError if the adapter is switched off.
     """
     injection = injection_of(model)
     injection.saved_states()  # raises if a module that should train is gone
@@ -205,10 +206,11 @@ def freeze_non_lora_params(model: nn.Module) -> None:
 
 
 def merge_lora_weights(model: nn.Module) -> nn.Module:
-    """Fold every ΔW into its weight; what is merged already stays as it is.
+    """Fold every ΔW into its weight; layers that are merged already stay as they are.
 
     Raises ValueError if the model has no LoRA layers or a weight is tied to another module,
-    TypeError and FloatingPointError as merged_weight. The model is then as before. A weight that a
+    TypeError and FloatingPointError as merged_weight, RuntimeError if the adapter is switched off.
+    The model is then as before. A weight that a
     second model shares is merged there too.
     """
     layers = [layer for layer in injection_of(model).layers().values() if not layer.merged]
@@ -221,7 +223,8 @@ def merge_lora_weights(model: nn.Module) -> nn.Module:
 
 def unmerge_lora_weights(model: nn.Module) -> nn.Module:
     """Restore every weight bit for bit. Raises ValueError if the model has no LoRA layers,
-    RuntimeError if a weight was changed since the merge; the model is then as before."""
+    RuntimeError if a weight was changed since the merge or the adapter is switched off; the model
+    is then as before."""
     layers = injection_of(model).layers().values()
     for layer in layers:
         layer.check_still_merged()
@@ -250,7 +253,7 @@ def unload_lora(model: nn.Module, merge: bool = True) -> nn.Module:
         for name, child in list(parent._modules.items()):
             if isinstance(child, LoRALinear):
                 setattr(parent, name, child.original)
-    for layer in injection.layers().values():  # whoever still holds one gets the original
+    for layer in injection.layers().values():  # whoever still holds one gets original's output
         layer.enabled, layer._weight_before_merge = False, None
     injection.restore_requires_grad()
     for module in model.modules():
@@ -260,26 +263,27 @@ def unload_lora(model: nn.Module, merge: bool = True) -> nn.Module:
 
 @contextmanager
 def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """`with adapter_disabled(model):` inside the block the model is the base again, with the
-    modules_to_save of before.
+    """`with adapter_disabled(model):` inside the block the model is the base again, modules_to_save
+    as before training included. Afterwards what was merged is merged again.
 
-    Raises as unmerge_lora_weights. One model in several threads is switched for all of them.
+    Raises as unmerge_lora_weights and, afterwards, as merge_lora_weights. One model in several
+    threads is switched for all of them.
     """
     injection = injection_of(model, switched_off=True)
     layers = list(injection.layers().values())
     before = [(layer.merged, layer.enabled) for layer in layers]
     injection.saved_states()  # raises before anything changes
-    if all(enabled for _, enabled in before):
+    if any(merged for merged, _ in before):
         unmerge_lora_weights(model)
-    of_base = {path: copy_of(state) for path, state in injection.saved_before.items()}
-    trained = injection.exchange_saved(of_base)
+    trained = injection.exchange_saved(injection.saved_before)
     for layer in layers:
         layer.enabled = False
     try:
         yield model
     finally:
         injection.exchange_saved(trained)
-        for layer, (merged, enabled) in zip(layers, before, strict=True):
+        for layer, (_, enabled) in zip(layers, before, strict=True):
             layer.enabled = enabled
+        for layer, (merged, _) in zip(layers, before, strict=True):
             if merged:
                 layer.merge()

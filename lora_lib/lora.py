@@ -6,7 +6,7 @@ A frozen weight W (d_out × d_in) gets a trainable change of rank at most r,
 
 so that training starts exactly at the base model (§4.1). A plain linear layer adds the two paths.
 Any other layer (one that masks its weight, say) runs its own forward with W + ΔW as its weight, and
-a model that reads `layer.weight` reads the same sum. So LoRA is right wherever it is put.
+a model that reads `layer.weight` reads the same sum.
 
 How it is put into a model and taken out again is in injection.py; what is refused, in checks.py.
 """
@@ -35,7 +35,7 @@ class LoRALinear(nn.Module):
 
     Raises TypeError if `original_linear` is not an nn.Linear (or GPT-2's Conv1D), ValueError for a
     rank that is not a positive integer, an alpha that is not a positive number, a dropout outside
-    [0, 1), a layer without memory.
+    [0, 1), a weight that is not in memory (meta device, offloaded).
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class LoRALinear(nn.Module):
         # While merged: the weight before. A buffer follows the model to a device, and in a state
         # dict its key keeps a merged weight from being loaded as W.
         self.register_buffer("_weight_before_merge", None)
+        self._eps_at_merge = None  # see check_still_merged
         if dropout and self._has_its_own_way():
             warnings.warn(
                 f"{type(original_linear).__name__} computes in its own way, with W + ΔW as its "
@@ -72,7 +73,7 @@ class LoRALinear(nn.Module):
 
     @property
     def scaling(self) -> float:
-        """s = alpha / r (√r with rsLoRA). Set it, or alpha, to turn the adapter up or down."""
+        """s = alpha / r (√r with rsLoRA). Assign to it, or to alpha, to turn the adapter up."""
         return self.alpha / self._divisor()
 
     @scaling.setter
@@ -85,16 +86,17 @@ class LoRALinear(nn.Module):
     # --- the weight, and what is computed with it ---
 
     def forward(self, *args, **kwargs) -> Tensor:
-        """What `original` takes and gives: for an nn.Linear x (…, d_in) → (…, d_out).
+        """Takes and returns what `original` does; for an nn.Linear x (…, d_in) → (…, d_out).
 
-        Scaling the rank-sized middle is the cheapest place. PEFT scales the output: the same bits
-        if s is a power of two, equal to rounding otherwise.
+        s is applied to the r-sized middle, where it costs least. PEFT scales the output: the same
+        bits if s is a power of two, otherwise equal up to rounding. Raises RuntimeError if the
+        layer is merged and training.
         """
         if self._is_base():
             return self.original(*args, **kwargs)
         if self._has_its_own_way():
             return self._forward_with_sum(*args, **kwargs)
-        [x] = *args, *kwargs.values()  # nn.Linear calls it `input`, Conv1D `x`
+        (x,) = (*args, *kwargs.values())  # one input: nn.Linear calls it `input`, Conv1D `x`
         z = F.linear(self.dropout(x), self.lora_A.to(x.dtype)) * self.scaling  # (…, r)
         return self.original(*args, **kwargs) + F.linear(z, self.lora_B.to(x.dtype))
 
@@ -102,11 +104,11 @@ class LoRALinear(nn.Module):
     def weight(self) -> Tensor:
         """The weight that the layer computes with: W + ΔW, with gradients to A and B.
 
-        A value, not a place: what is written into it is lost (RWKV rescales its weights so, in
-        eval mode). Write to `original.weight`. Every read makes the sum; merge before you generate
-        text with a model that reads it often. In half precision the sum is rounded as a merge is.
+        A value, not a place: writes into it are lost (RWKV rescales its weights so, in eval mode);
+        write to `original.weight`. Each read computes the sum, so merge before you generate text
+        with a model that reads it often. In half precision the sum is rounded as a merge is.
 
-        Raises TypeError if W is quantised, sharded or computed; RuntimeError as forward.
+        Raises TypeError if W is quantised, sharded or computed; RuntimeError as forward does.
         """
         if self._is_base():
             return self.original.weight
@@ -115,16 +117,16 @@ class LoRALinear(nn.Module):
 
     def _is_base(self) -> bool:
         """Whether `original` computes alone: the adapter is merged into it, or switched off."""
-        merged = self.merged
-        if merged and self.training and torch.is_grad_enabled():
+        if self.merged and self.training and torch.is_grad_enabled():
             raise RuntimeError(
                 "this LoRA layer is merged, so its factors would get no gradient: call "
                 "unmerge_lora_weights(model) before training, or model.eval() for inference"
             )
-        return merged or not self.enabled
+        return self.merged or not self.enabled
 
     def _has_its_own_way(self) -> bool:
-        """A weight that takes no sum (a quantised one) always gets W x + ΔW x."""
+        """Whether to run original's own forward with W + ΔW: it is no plain linear layer (another
+        forward, or hooks), and its weight can take a sum. A quantised one gets W x + ΔW x."""
         original = self.original
         return not checks.is_plain(original) and checks.takes_a_sum(original)
 
@@ -137,13 +139,13 @@ class LoRALinear(nn.Module):
         checks.check_own_forward(self.original, "a layer with LoRA")  # it may be patched by now
         original, copy = self.original, object.__new__(type(self.original))
         given = {name: _bound_to(copy, original, value) for name, value in vars(original).items()}
-        given |= {"_parameters": original._parameters | {"weight": self.weight}}
-        given |= {"_compiled_call_impl": None}
+        given["_parameters"] = original._parameters | {"weight": self.weight}
+        given["_compiled_call_impl"] = None  # it is bound to the original
         given.pop("weight", None)  # a replica of DataParallel has it here
         vars(copy).update(given)
         output = copy(*args, **kwargs)
-        new = {k: v for k, v in vars(copy).items() if k not in given or v is not given[k]}
-        vars(original).update(new)
+        set_by_forward = {k: v for k, v in vars(copy).items() if v is not given.get(k, copy)}
+        vars(original).update(set_by_forward)
         return output
 
     def _sum(self, weight: Tensor) -> Tensor:
@@ -164,16 +166,16 @@ class LoRALinear(nn.Module):
         return self.lora_A.to(dtype), self.lora_B.to(dtype)
 
     def __getattr__(self, name: str):
-        """What else a model reads of its layer, `bias` for one, is the original's."""
+        """Other attributes that a model reads of its layer, such as `bias`, are the original's."""
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith("_") or name == "original":
+            if name.startswith("_") or name in ("original", "weight"):
                 raise
             return getattr(self.original, name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """nn.Module sends `layer.weight = Parameter(…)` here, as tie_weights() does."""
+        """`layer.weight = Parameter(…)` arrives here, from tie_weights() for example."""
         if name in ("weight", "bias"):
             raise TypeError(
                 f"the {name} of a layer with LoRA is made of W and ΔW: assign to "
@@ -206,17 +208,17 @@ class LoRALinear(nn.Module):
             self.use_merged(self.merged_weight())
 
     def use_merged(self, weight: Tensor) -> None:
-        """The second half of merge, with `merged_weight()`: many layers are merged together."""
+        """Compute with `weight`, from merged_weight(). It stands apart from merge, so that a model
+        can compute every sum before it changes any layer."""
         with of_the_kind_of(self.original.weight):
             self._weight_before_merge = self.original.weight.data
             self._eps_at_merge = self._eps()
             self.original.weight.data = weight
 
     def unmerge(self) -> None:
-        """Put the weight of before the merge back, bit for bit: not W + ΔW − ΔW.
+        """Restore the weight of before the merge, bit for bit, rather than subtract ΔW.
 
-        Raises RuntimeError if the weight is not the merged one any more: what was done to it since
-        would be lost.
+        Raises RuntimeError if the weight was changed since the merge: that would be lost.
         """
         if self.merged:
             self.check_still_merged()
@@ -226,20 +228,20 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def check_still_merged(self) -> None:
-        """Raises RuntimeError unless the weight is W + ΔW, up to what rounding may do to the
-        products and to the sum, now or in a .half() since the merge."""
+        """Raises RuntimeError unless the weight is W + ΔW up to rounding, that of a .half() since
+        the merge included."""
         weight, W = self.original._parameters.get("weight"), self._weight_before_merge
         if W is None:
             return
         same = weight is not None and weight.shape == W.shape
         if same:
-            eps_of_factors, eps = (
-                max(e) for e in zip(self._eps_at_merge, self._eps(), strict=True)
-            )
+            (eps_A, eps_W), (eps_A_now, eps_W_now) = self._eps_at_merge, self._eps()
+            eps_of_factors, eps = max(eps_A, eps_A_now), max(eps_W, eps_W_now)
             A, B = (factor.abs() for factor in self._factors_to_add())
             W = W.to(A.dtype)
             products = abs(self.scaling) * ((B @ A).T if self.transposed else B @ A)
             tf32 = 2**-10 if weight.is_cuda else 0.0  # its products are rounded so, if it is on
+            # Products and sum are rounded once each; what is stored, by half a unit and a hair.
             adding = 2 * eps_of_factors * (W.abs() + products) + tf32 * products
             storing = 0.51 * eps * weight.abs().clamp(min=torch.finfo(weight.dtype).tiny)
             same = ((weight - self._sum(W)).abs() <= adding + storing).all()
@@ -280,14 +282,15 @@ def _bound_to(copy: nn.Module, original: nn.Module, value: object) -> object:
 
 @contextmanager
 def of_the_kind_of(tensor: Tensor) -> Iterator[None]:
-    """What is made inside may be trained later, also under torch.inference_mode(), unless the
-    model was made there itself."""
+    """What is made inside is an inference tensor only if `tensor` is one, so that it can be trained
+    later also if this is called under torch.inference_mode()."""
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         yield
 
 
 def lora_layers(model: nn.Module) -> Iterator[LoRALinear]:
-    """In the order of `named_modules`. Raises TypeError if `model` is not an nn.Module."""
+    """The LoRA layers, in the order of `named_modules`. Raises TypeError if `model` is not an
+    nn.Module."""
     checks.check_module(model)
     return (module for module in model.modules() if isinstance(module, LoRALinear))
 
