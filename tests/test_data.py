@@ -310,7 +310,8 @@ def test_a_package_that_only_data_needs_is_named_with_how_to_install_it(
     else:
         monkeypatch.setenv("LORA_LIB_CACHE", str(tmp_path))  # nothing is prepared there
     names._pairs_by_split.cache_clear()
-    monkeypatch.setitem(sys.modules, package, None)
+    for name in (package, f"{package}.distance"):  # another test may have imported it by now
+        monkeypatch.setitem(sys.modules, name, None)
     words = rf"need the package {package}[\s\S]*pip install 'lora-from-scratch\[names\]'"
     with pytest.raises(ModuleNotFoundError, match=words):
         call()
