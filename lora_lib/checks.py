@@ -119,6 +119,12 @@ def check_takes_a_sum(linear: nn.Module) -> None:
     )
 
 
+def has_its_own_way(linear: nn.Module) -> bool:
+    """Whether LoRA runs its own forward with W + ΔW: it is no plain linear layer (another forward,
+    or hooks), and its weight can take a sum. A quantised one gets W x + ΔW x."""
+    return not is_plain(linear) and takes_a_sum(linear)
+
+
 def is_plain(linear: nn.Module) -> bool:
     """Whether x Wᵀ + b is all that it computes: nn.Linear's own forward (or Conv1D's), and no hook
     that may change what goes in or comes out."""

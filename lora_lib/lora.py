@@ -64,7 +64,7 @@ class LoRALinear(nn.Module):
         # dict its key keeps a merged weight from being loaded as W.
         self.register_buffer("_weight_before_merge", None)
         self._eps_at_merge = None  # see check_still_merged
-        if dropout and self._has_its_own_way():
+        if dropout and checks.has_its_own_way(original_linear):
             warnings.warn(
                 f"{type(original_linear).__name__} computes in its own way, with W + ΔW as its "
                 "weight, where LoRA's dropout has no place: it will have no effect",
@@ -92,13 +92,14 @@ class LoRALinear(nn.Module):
         bits if s is a power of two, otherwise equal up to rounding. Raises RuntimeError if the
         layer is merged and training.
         """
+        original = self.original
         if self._is_base():
-            return self.original(*args, **kwargs)
-        if self._has_its_own_way():
+            return original(*args, **kwargs)
+        if checks.has_its_own_way(original):
             return self._forward_with_sum(*args, **kwargs)
-        (x,) = (*args, *kwargs.values())  # one input: nn.Linear calls it `input`, Conv1D `x`
+        (x,) = args or kwargs.values()  # one input: nn.Linear calls it `input`, Conv1D `x`
         z = F.linear(self.dropout(x), self.lora_A.to(x.dtype)) * self.scaling  # (…, r)
-        return self.original(*args, **kwargs) + F.linear(z, self.lora_B.to(x.dtype))
+        return original(*args, **kwargs) + F.linear(z, self.lora_B.to(x.dtype))
 
     @property
     def weight(self) -> Tensor:
@@ -117,18 +118,13 @@ class LoRALinear(nn.Module):
 
     def _is_base(self) -> bool:
         """Whether `original` computes alone: the adapter is merged into it, or switched off."""
-        if self.merged and self.training and torch.is_grad_enabled():
+        merged = self.merged
+        if merged and self.training and torch.is_grad_enabled():
             raise RuntimeError(
                 "this LoRA layer is merged, so its factors would get no gradient: call "
                 "unmerge_lora_weights(model) before training, or model.eval() for inference"
             )
-        return self.merged or not self.enabled
-
-    def _has_its_own_way(self) -> bool:
-        """Whether to run original's own forward with W + ΔW: it is no plain linear layer (another
-        forward, or hooks), and its weight can take a sum. A quantised one gets W x + ΔW x."""
-        original = self.original
-        return not checks.is_plain(original) and checks.takes_a_sum(original)
+        return merged or not self.enabled
 
     def _forward_with_sum(self, *args, **kwargs):
         """The original's own forward, run on a shallow copy of it whose weight is W + ΔW.
@@ -187,7 +183,7 @@ class LoRALinear(nn.Module):
 
     @property
     def merged(self) -> bool:
-        return self._weight_before_merge is not None
+        return self._buffers["_weight_before_merge"] is not None  # asked at every call
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
