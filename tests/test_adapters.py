@@ -114,3 +114,12 @@ def test_the_recorded_scores_of_a_shipped_adapter_are_measured_again(base, token
     measured = evaluate(load_adapter(base, directory), tokenizer, "georgian")
     # On other hardware rounding may tip a letter of one or two of the 303 names.
     assert measured._asdict() == pytest.approx(recorded, abs=0.007)
+
+
+def test_what_training_alone_reads_does_not_keep_a_file_from_loading(saved):
+    model, directory = saved
+    config = json.loads((directory / CONFIG_FILE).read_text("utf-8"))
+    config |= {"loraplus_lr_ratio": 16.0, "loraplus_lr_embedding": 1e-6, "corda_config": {"a": 1}}
+    (directory / CONFIG_FILE).write_text(json.dumps(config), "utf-8")
+    ids = torch.arange(8)[None]
+    assert torch.equal(load_adapter(new_model(), directory)(ids), model(ids))
