@@ -3,6 +3,7 @@
 Everything is checked before anything changes: a call that is refused leaves the model as it was.
 """
 
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -69,10 +70,6 @@ class Injection:
                 parameter.requires_grad_(required)
 
 
-def copy_of(state: State) -> State:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
 # --- in ------------------------------------------------------------------------------------------
 
 
@@ -137,7 +134,9 @@ def inject(
         modules=modules,
         targets=targets,
         saved_names=saved,
-        saved_before={p: copy_of(modules[p].state_dict()) for p in saved_paths(modules, saved)},
+        saved_before={
+            p: copy.deepcopy(modules[p].state_dict()) for p in saved_paths(modules, saved)
+        },
         required_grad=[
             (module, name, parameter.requires_grad)
             for module in modules.values()
