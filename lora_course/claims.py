@@ -1,12 +1,9 @@
-"""What a notebook says beside its results: claims with their bounds, and predictions."""
+"""What a notebook says of its results: claims, each with its bound."""
 
 import os
 import textwrap
-from collections.abc import Sequence
 
-from lora_course.tables import show_table
-
-FAILS = "Does not hold under your settings."  # begins the line of a claim that fails
+FAILS = "✗ Does not hold under your settings."  # begins the line of a claim that fails
 
 
 def strict() -> bool:
@@ -22,7 +19,7 @@ def claim(
     at_most: float | None = None,
     equals: float | None = None,
 ) -> None:
-    """Print a statement, the measured value and its bound, and whether it holds.
+    """Print a tick, a statement, the measured value and its bound; a cross if it fails.
 
     Raises ValueError unless exactly one bound is given; AssertionError if the claim fails while
     LORA_LIB_STRICT=1 is set, as the tests do.
@@ -35,10 +32,10 @@ def claim(
         )
     word, bound = given[0]
     holds = {"at least": value >= bound, "at most": value <= bound, "exactly": value == bound}[word]
-    report = f"{statement}: measured {_number(value)}, claimed {word} {_number(bound)}"
+    report = f"{statement}: {_number(value)} ({word} {_number(bound)})"
     if strict() and not holds:
         raise AssertionError(report)
-    print("Holds." if holds else FAILS, report)
+    print("✓" if holds else FAILS, report)
 
 
 def _number(value: float) -> str:
@@ -49,36 +46,9 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-LINE = 96  # characters of a printed line; JupyterLab breaks longer ones inside a word
+LINE = 80  # characters of a printed line; longer ones are broken inside a word
 
 
 def say(text: str, indent: str = "") -> None:
     """Print text in lines that fit the page, all but the first behind `indent`."""
     print(textwrap.fill(text, LINE, subsequent_indent=indent))
-
-
-_predictions: dict[str, tuple[str, Sequence[str], str | None]] = {}
-
-
-def predict(name: str, question: str, options: Sequence[str], guess: str | None) -> None:
-    """Store your guess, the letter of an option, before you see the answer; `reveal` shows both.
-
-    Raises ValueError for a guess that is neither None nor the letter of an option.
-    """
-    letters = "abcdefgh"[: len(options)]
-    if guess is not None and guess not in tuple(letters):
-        raise ValueError(f"guess is {guess!r}; it must be None or one of {', '.join(letters)}")
-    chosen = None if guess is None else options[letters.index(guess)]
-    _predictions[name] = question, options, chosen
-    say(question)
-    for letter, option in zip(letters, options, strict=True):
-        say(f"  {letter}) {option}", indent="     ")
-    print(
-        f"Your prediction: {chosen}" if chosen else 'Set guess to a letter, such as "a", and run.'
-    )
-
-
-def reveal(name: str, outcome: str) -> None:
-    """Show what happened beside what you predicted under `name`."""
-    question, _, chosen = _predictions.get(name, ("", (), None))
-    show_table(["question", "you predicted", "measured"], [[question, chosen or "—", outcome]])

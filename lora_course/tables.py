@@ -3,7 +3,8 @@
 import html
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Integral, Real
 
 from IPython.display import HTML, display
@@ -11,14 +12,20 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from lora_course.georgian import reads
+from lora_lib.names import load_spellings
+
 
 def show_source(*objects: Callable | type) -> None:
-    """The very source of library functions or classes, highlighted."""
+    """The source of library functions or classes, highlighted and folded."""
     style = HtmlFormatter(
         noclasses=True, nobackground=True, prestyles="font-family: monospace; line-height: 1.3"
     )
     for item in objects:
-        display(HTML(highlight(inspect.getsource(item), PythonLexer(), style)))
+        name = f"{item.__module__}.{item.__qualname__}"
+        source = highlight(inspect.getsource(item), PythonLexer(), style)
+        summary = f"<summary>Source of <code>{name}</code></summary>"
+        display(HTML(f"<details>{summary}{source}</details>"))
 
 
 def show_table(
@@ -35,6 +42,43 @@ def show_table(
     display(HTML(table_html(columns, rows, "; ".join(filter(None, (mark, caption))))))
 
 
+def show_names(
+    towns: Sequence[str],
+    rows: Mapping[str, Sequence[str]],
+    script: str | Mapping[str, str] = "georgian",
+    caption: str = "",
+    first: str = "",
+    recorded: bool = False,
+) -> None:
+    """A row of names, one a town, for every label in `rows`; ✓ and ✗ say whether a name is a
+    recorded spelling of a test town, no mark that none is recorded. `script` is that of all rows,
+    or {label: script}; `first` the heading of the labels. Georgian is also shown as it is read.
+    """
+    scripts = dict.fromkeys(rows, script) if isinstance(script, str) else script
+    head = "".join(f"<th style='text-align:left'>{html.escape(x)}</th>" for x in (first, *towns))
+    body = "".join(
+        f"<tr><td style='text-align:left'>{html.escape(str(label))}</td>"
+        + "".join(map(partial(_name_cell, scripts[label]), towns, names))
+        + "</tr>"
+        for label, names in rows.items()
+    )
+    words = "; ".join(filter(None, ("recorded results" if recorded else "", caption)))
+    display(HTML(_table(head, body, words)))
+
+
+def _name_cell(script: str, town: str, name: str) -> str:
+    """A name, its mark, and below it how it is read."""
+    right = load_spellings(script, "test").get(town)
+    mark = {None: "", True: _RIGHT, False: _WRONG}[right and name in right]
+    latin = reads(name)
+    below = f"<br><small>reads {html.escape(latin)}</small>" if latin != name else ""
+    return f"<td style='text-align:left'><bdi>{html.escape(name)}</bdi>{mark}{below}</td>"
+
+
+_RIGHT = " <span style='color:#007A5A' title='as recorded'>✓</span>"
+_WRONG = " <span style='color:#B84A00' title='not as recorded'>✗</span>"
+
+
 def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> str:
     """The HTML of such a table."""
     # An interrupted run leaves rows short.
@@ -46,6 +90,10 @@ def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], caption
         for column, number in zip(columns, numbers, strict=True)
     )
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    return _table(head, body, caption)
+
+
+def _table(head: str, body: str, caption: str) -> str:
     return (
         f"<table style='font-size:1.05em'><caption style='caption-side:bottom;"
         f"text-align:left'>{html.escape(caption)}</caption>"

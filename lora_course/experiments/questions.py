@@ -240,6 +240,10 @@ QUESTIONS = {
         "Does α matter once the learning rate is tuned for it?",
         {f"α = {a:g}": lora(alpha=a) for a in (4.0, 16.0, 64.0)},
         [("α = 4", "α = 16"), ("α = 64", "α = 16")]),
+    "fixed-alpha": Question(
+        "Which learning rate does each rank want if α stays 16, so that α / r falls?",
+        {f"r = {r}, α = 16": lora(r, alpha=16.0) for r in RANKS},
+        [(f"r = {r}, α = 16", f"r = {r}") for r in RANKS], beside="rank"),
     "rslora": Question(
         "At r = 64 and α = 16, is α / √r better than α / r, each with its own learning rate?",
         {"α / r": lora(64, alpha=16.0), "α / √r": lora(64, alpha=16.0, rslora=True)}),

@@ -1,0 +1,63 @@
+"""Figures of the pages in going_deeper."""
+
+from collections.abc import Mapping, Sequence
+
+from lora_course.figures.style import (
+    BLACK,
+    BLUES,
+    FULL,
+    GREY,
+    LORA,
+    MARKS,
+    NORMAL,
+    figure,
+    line,
+    mark_recorded,
+)
+
+# What is timed (lora_course.experiments.timing); every way to compute LoRA is a blue.
+TIMED = {
+    "lora_lib": LORA,
+    "lora_lib, fused": BLUES[4],
+    "PEFT": BLUES[1],
+    "PEFT without casts": BLUES[0],
+    "loralib": BLUES[6],
+    "full": FULL,
+    "frozen": GREY,
+}
+
+
+def step_times(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    widths: Sequence[int],
+    decoder: Mapping[str, tuple[float, float]],
+):
+    """Step times over full fine-tuning's, against the width: `panels` gives {method: ratios} by
+    title. And the step of a large decoder, {method: (milliseconds, GB at the peak)}, as bars.
+    """
+    fig, axes = figure(len(panels), rows=2, height=2 * NORMAL)
+    for ax in axes[1]:
+        ax.remove()
+    wide = fig.add_subplot(axes[1, 0].get_gridspec()[1, :])
+    for ax, (title, ratios) in zip(axes[0], panels.items(), strict=True):
+        for name, values in ratios.items():
+            order = 3 if name == "lora_lib" else 2  # where lines coincide, the course's own is seen
+            line(ax, widths, values, TIMED[name], name, zorder=order)
+        ax.axhline(1, color=FULL, ls="--", label="full")
+        ax.axhline(2 / 3, color=BLACK, ls=":", label="2/3 of full: the floor in FLOPs")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(widths, map(str, widths))
+        ax.set(title=title, xlabel="width of the layers", ylim=(0, None))
+        mark_recorded(ax)
+    axes[0, 0].set_ylabel("step time, full = 1")
+    for name, (ms, gb) in decoder.items():
+        color = TIMED[name]
+        bar = wide.barh(name, ms, color=color, hatch=MARKS[color][1])
+        wide.bar_label(bar, [f"{ms:.0f} ms, {gb:.0f} GB"], padding=3, fontsize=12)
+    longest = max(ms for ms, _ in decoder.values())
+    wide.set(title="A step of a decoder, 4096 wide, on the GPU", xticks=[], xlim=(0, 1.2 * longest))
+    wide.grid(visible=False)
+    wide.invert_yaxis()
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    mark_recorded(wide)
+    return fig

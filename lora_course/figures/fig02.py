@@ -1,0 +1,1 @@
+"""Figures of notebook 02: one layer."""

@@ -1,0 +1,1 @@
+"""Figures of notebook 05: merging."""

@@ -1,0 +1,87 @@
+"""Figures of notebook 07: the course in one picture."""
+
+from collections.abc import Mapping
+
+from lora_course.figures.style import (
+    CONTEXT_TABLE,
+    FULL,
+    GREY,
+    LORA,
+    MARKS,
+    PALE,
+    SCRATCH,
+    TALL,
+    figure,
+)
+from lora_lib.lora import LoRALinear
+
+
+def lora_in_one_picture(
+    layer: LoRALinear,
+    share: float,
+    town: str,
+    written: Mapping[str, tuple[str, bool]],
+    scores: Mapping[str, float],
+):
+    """What LoRA is, what it does, and what it is worth: three panels.
+
+    `layer`: gives W, A and B their shapes; `share`: of the model's parameters that is trained;
+    `written`: by script, the base's own first, (the town as the model writes it, whether it was
+    recorded so); `scores`: exact match by method, in the order full fine-tuning, LoRA, context
+    table, from scratch. Fonts without the letters of a script leave boxes: DejaVu Sans has no
+    Hangul and no kana.
+    """
+    fig, (idea, names, result) = figure(3, height=TALL)
+    fig.get_layout_engine().set(w_pad=0.15, h_pad=0.15, wspace=0.06)
+    titles = ("Two thin matrices learn", "One base, many scripts", "Right on unseen towns")
+    for ax, title in zip((idea, names, result), titles, strict=True):
+        ax.set_title(title, pad=12)
+        ax.set(xlim=(0, 3.1), ylim=(-0.5, 4), aspect="equal", anchor="S")
+        ax.axis("off")
+    _draw_idea(idea, layer, share)
+    _draw_town(names, town, written)
+    scale = 2.4 / max(scores.values())
+    colors = (FULL, LORA, CONTEXT_TABLE, SCRATCH)
+    for k, ((name, score), color) in enumerate(zip(scores.items(), colors, strict=True)):
+        y = 3.6 - 0.95 * k
+        result.barh(y - 0.32, scale * score, 0.34, color=color, hatch=MARKS[color][1])
+        result.text(0, y, name, va="center")
+        result.text(scale * score + 0.1, y - 0.32, f"{score:.0%}", va="center", size=16)
+    result.text(0, -0.5, "mean of six scripts, recorded", color=GREY, size=12)
+    return fig
+
+
+def _draw_idea(ax, layer: LoRALinear, share: float) -> None:
+    """W + BA drawn to scale, the formula, and the trained share as a bar."""
+    from matplotlib.patches import Rectangle
+
+    (d_out, d_in), r = layer.weight.shape, layer.rank
+    unit, top = 1.3 / max(d_out, d_in), 3.7
+    for x, rows, columns, color in (
+        (0, d_out, d_in, PALE),
+        (1.62, d_out, r, LORA),
+        (1.8, r, d_in, LORA),
+    ):
+        corner = x, top - rows * unit
+        ax.add_patch(Rectangle(corner, columns * unit, rows * unit, color=color, lw=0))
+    words = dict(ha="center", va="center")
+    ax.text(0.65, 3.05, f"$W$\nfrozen\n{d_out} × {d_in}", size=14, **words)
+    ax.text(1.46, 3.05, "+", size=20, **words)
+    ax.text(2.45, 3.05, f"$B$, $A$\ntrained\nrank {r}", color=LORA, size=14, **words)
+    ax.text(1.55, 1.55, r"$h = W x + \frac{\alpha}{r}\, B A x$", size=22, **words)
+    ax.barh(0.35, 3.1, 0.24, color=PALE)
+    ax.barh(0.35, 3.1 * share, 0.24, color=LORA)
+    ax.text(0, 0.62, f"trained: {share:.1%} of the parameters")
+    ax.text(0, -0.5, "all the rest stays as it is", color=GREY, size=12)
+
+
+def _draw_town(ax, town: str, written: Mapping[str, tuple[str, bool]]) -> None:
+    """A row for the base and one for each adapter; a tick where the spelling was recorded."""
+    ax.text(0, 3.6, "you type", va="center", color=GREY)
+    ax.text(1.25, 3.6, town, va="center", size=20, weight="bold")
+    for k, (script, (name, right)) in enumerate(written.items()):
+        y = 2.9 - 0.65 * k
+        ax.text(0, y, f"+ {script}" if k else "base", va="center", color=LORA if k else GREY)
+        ax.text(1.25, y, name, va="center", size=20)
+        ax.text(2.85, y, "✓" if right else "", va="center", size=16)
+    ax.text(0, -0.5, "✓ a recorded spelling", color=GREY, size=12)

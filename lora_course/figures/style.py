@@ -1,0 +1,161 @@
+"""One look for every figure. Matplotlib is imported when the first figure is drawn.
+
+A figure is WIDTH inches wide and NORMAL or TALL inches high, and is shown at 100 pixels an inch, so
+that its 12-point text is as large as the text around it. A colour of the palette never comes
+alone: a marker (for lines) and a hatch (for bars) go with it, for whoever does not see the colour.
+"""
+
+import html
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+WIDTH, NORMAL, TALL = 10, 4.2, 5
+
+# Okabe & Ito's palette, told apart with any kind of colour vision, and darker kin of two of them.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#767676"
+DARK_GREEN, BROWN, PALE = "#005C43", "#7A4A00", "#D2D2D2"
+
+# A method has one colour in all figures, and the colour means nothing else. Black and grey are for
+# what is compared with: noise, chance, limits.
+LORA, FULL, SCRATCH, SCRATCH_LONG = BLUE, RED, GREEN, DARK_GREEN
+HEAD, CONTEXT_TABLE, LETTER_TABLE = PURPLE, ORANGE, BROWN
+
+# Settings of LoRA (ranks, alphas, targets) are blues, from light to dark.
+BLUES = ("#A9D3F0", SKY, "#2B93CF", BLUE, "#00588A", "#003F63", "#00263D")
+
+# The marker and the hatch of each colour.
+MARKS = dict(zip(BLUES, ("v", "D", "^", "o", "s", "P", "X"), strict=True))
+MARKS = {color: (marker, "") for color, marker in MARKS.items()} | {
+    RED: ("s", "//"),
+    GREEN: ("^", ".."),
+    DARK_GREEN: ("v", "--"),
+    PURPLE: ("D", "oo"),
+    ORANGE: ("P", "\\\\"),
+    BROWN: ("X", "xx"),
+    BLACK: ("d", ""),
+    GREY: ("p", ""),
+}
+
+STYLE = {
+    "font.size": 13,
+    "axes.titlesize": 14,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
+    "grid.alpha": 0.25,
+    "hatch.color": "white",
+    "hatch.linewidth": 1.2,
+    "lines.linewidth": 2.2,
+    "lines.markersize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 12,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+}
+
+
+def figure(columns: int = 1, rows: int = 1, height: float = NORMAL):
+    """A figure and its axes (one, or an array), in the course's style."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(STYLE)
+    fig = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig, fig.subplots(rows, columns)
+
+
+@dataclass
+class Picture:
+    """A figure with its words, shown where it ends a cell.
+
+    `caption` says in a sentence what to see; `alt` is for whoever does not see it. The picture is
+    also written to `name`.png in the folder that the environment variable LORA_LIB_FIGURES names,
+    as `make notebooks` does.
+    """
+
+    fig: "matplotlib.figure.Figure"  # noqa: F821
+    name: str
+    caption: str
+    alt: str
+
+    def png(self) -> bytes:
+        import PIL.Image
+
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.fig.savefig(drawn, format="png", dpi=150)
+        # 256 colours are enough for a drawing, and make a third of the file.
+        PIL.Image.open(drawn).convert("RGB").quantize(256).save(small, "png", optimize=True)
+        return small.getvalue()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import HTML, Image, display
+
+        png, folder = self.png(), os.environ.get("LORA_LIB_FIGURES")
+        if folder:
+            (Path(folder) / f"{self.name}.png").write_bytes(png)
+        display(Image(png, width=100 * WIDTH, alt=self.alt))
+        # JupyterLab gives no alt text to an image of a notebook, so that the caption carries it.
+        caption, alt = html.escape(self.caption), html.escape(self.alt, quote=True)
+        display(HTML(f'<div role="img" aria-label="{alt}"><em>{caption}</em></div>'))
+
+
+def blues(count: int) -> tuple[str, ...]:
+    """`count` (1 to 7) of BLUES, from light to dark; up to three without the palest and the
+    darkest."""
+    shades = BLUES[1:-1] if count <= 3 else BLUES
+    return tuple(shades[round(k * (len(shades) - 1) / max(count - 1, 1))] for k in range(count))
+
+
+def mark_recorded(ax) -> None:
+    """Say on the axes that the numbers come from committed results."""
+    ax.text(
+        1.0, 1.01, "recorded", transform=ax.transAxes, ha="right", va="bottom", color=GREY, size=12
+    )
+
+
+def line(
+    ax, xs: Sequence[float], ys: Sequence[float], color: str, label: str = "", **style
+) -> None:
+    """A line in a colour of the palette, with the colour's marker on a dozen points at most."""
+    style = {"marker": MARKS[color][0], "markevery": -(-len(xs) // 12)} | style
+    ax.plot(xs, ys, color=color, label=label, **style)
+
+
+def line_with_spread(
+    ax, xs: Sequence[float], groups: Sequence[Sequence[float]], color: str, label: str = ""
+) -> None:
+    """Mean of every group over its seeds as a line; the band runs from lowest to highest."""
+    line(ax, xs, [mean(g) for g in groups], color, label)
+    ax.fill_between(xs, [min(g) for g in groups], [max(g) for g in groups], color=color, alpha=0.18)
+
+
+def bars_with_spread(
+    ax, labels: Sequence[str], groups: Mapping[str, Sequence[Sequence[float]]], colors: Sequence
+) -> None:
+    """Bars side by side: one block for each label, one colour for each group; a whisker from the
+    lowest to the highest seed, where there are several."""
+    from matplotlib.patheffects import withStroke
+
+    halo = [withStroke(linewidth=4, foreground="white")]
+    width = 0.84 / len(groups)
+    for k, ((name, values), color) in enumerate(zip(groups.items(), colors, strict=True)):
+        xs = [i + (k - (len(groups) - 1) / 2) * width for i in range(len(labels))]
+        means = [mean(v) for v in values]
+        ax.bar(xs, means, width * 0.94, label=name, color=color, hatch=MARKS[color][1])
+        for x, v in zip(xs, values, strict=True):
+            if len(v) > 1:
+                ax.plot([x, x], [min(v), max(v)], color=BLACK, lw=1.6, path_effects=halo)
+    ax.set_xticks(range(len(labels)), labels)
+    ax.grid(axis="x", visible=False)
