@@ -10,7 +10,7 @@ _guesses: dict[str, str | None] = {}
 
 
 @cache
-def _all() -> dict[str, dict]:
+def all_predictions() -> dict[str, dict]:
     """Name → {question, options, right: the letter of one, why}."""
     path = Path(__file__).with_name("predictions.toml")
     return tomllib.loads(path.read_text("utf-8"))
@@ -18,9 +18,11 @@ def _all() -> dict[str, dict]:
 
 def _options(name: str) -> dict[str, str]:
     """Letter → text. Raises LookupError for a name that is not there."""
-    if name not in _all():
-        raise LookupError(f"there is no prediction {name!r}; there are: {', '.join(_all())}")
-    return dict(zip("abcdefgh", _all()[name]["options"], strict=False))
+    if name not in all_predictions():
+        raise LookupError(
+            f"there is no prediction {name!r}; there are: {', '.join(all_predictions())}"
+        )
+    return dict(zip("abcdefgh", all_predictions()[name]["options"], strict=False))
 
 
 def predict(name: str, guess: str | None = None) -> str | None:
@@ -29,14 +31,14 @@ def predict(name: str, guess: str | None = None) -> str | None:
     Returns the guess; None if there is none yet. Raises LookupError for an unknown question.
     """
     options = _options(name)
-    say(_all()[name]["question"])
+    say(all_predictions()[name]["question"])
     for letter, text in options.items():
         say(f"  {letter}) {text}", indent="     ")
-    letter = guess.strip().lower() if isinstance(guess, str) else guess
+    letter = str(guess).strip().lower()
     _guesses[name] = letter if letter in options else None
     if letter in options:
         print(f"Your prediction: {letter}) {options[letter]}")
-    elif letter is None:
+    elif guess is None:
         print('Put a letter, such as "a", in place of None, and run the cell again.')
     else:
         say(f"{guess!r} is not one of the options; give {', '.join(options)}, in quotes.")
@@ -45,11 +47,11 @@ def predict(name: str, guess: str | None = None) -> str | None:
 
 def reveal(name: str, measured: object = "") -> None:
     """Say what was measured, which option was right and why, and what you predicted."""
-    options, right = _options(name), _all()[name]["right"]
+    options, right = _options(name), all_predictions()[name]["right"]
     if measured != "":
         print(f"Measured: {measured}")
     guess = _guesses.get(name)
     yours = (
         "" if guess is None else " You were right." if guess == right else f" You said {guess})."
     )
-    say(f"Right: {right}) {options[right]}.{yours} {_all()[name]['why']}")
+    say(f"Right: {right}) {options[right]}.{yours} {all_predictions()[name]['why']}")

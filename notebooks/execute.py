@@ -38,7 +38,9 @@ def execute(path: Path) -> float:
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = _joined(output for output in cell.outputs if _keep(output))
+            cell.outputs = _joined(
+                output for output in cell.outputs if _keep(output)
+            )
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"],
                          "language_info": {"name": "python"}}  # fmt: skip
     nbformat.write(notebook, path)
@@ -47,7 +49,9 @@ def execute(path: Path) -> float:
 
 def _keep(output) -> bool:
     """Neither progress bars (stderr) nor widgets, which are dead without their kernel."""
-    is_widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    is_widget = "application/vnd.jupyter.widget-view+json" in output.get(
+        "data", {}
+    )
     return not is_widget and output.get("name") != "stderr"
 
 
@@ -56,7 +60,10 @@ def _joined(outputs: Iterable) -> list:
     joined = []
     for output in outputs:
         last = joined[-1] if joined else {}
-        if output.output_type == last.get("output_type") == "stream" and output.name == last.name:
+        if (
+            output.output_type == last.get("output_type") == "stream"
+            and output.name == last.name
+        ):
             last.text += output.text
         else:
             joined.append(output)
@@ -68,7 +75,9 @@ def main() -> None:
     folders = (HERE, HERE / "solutions", HERE / "going_deeper")
     with tempfile.TemporaryDirectory() as drawn:
         os.environ |= {"LORA_LIB_STRICT": "1", "LORA_LIB_FIGURES": drawn}
-        for path in chosen or [p for folder in folders for p in sorted(folder.glob("*.ipynb"))]:
+        for path in chosen or [
+            p for folder in folders for p in sorted(folder.glob("*.ipynb"))
+        ]:
             print(f"{path.name}: {execute(path):.0f} s", flush=True)
         for figure in (HERE.parent / "figures").glob("*.png"):
             if (new := Path(drawn) / figure.name).exists():

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from lora_course import claims, tables
+from lora_course import claims, predictions, tables
+from lora_course.georgian import ALPHABET, CONSONANTS, OTHER_VOWELS, reads, share_with_i
 from lora_lib.lora import LoRALinear
 from lora_lib.rank import k90
 
@@ -26,15 +27,15 @@ def shown(monkeypatch):
 @pytest.mark.parametrize(
     "value, bound, holds, report",
     [
-        (0.5, {"at_least": 0.5}, True, "measured 0.5, claimed at least 0.5"),
-        (-1, {"at_most": 0}, True, "measured -1, claimed at most 0"),
-        (True, {"equals": True}, True, "measured yes, claimed exactly yes"),
-        (16384, {"equals": 16384}, True, "measured 16,384, claimed exactly 16,384"),
-        (0.123456, {"at_most": 1}, True, "measured 0.1235, claimed at most 1"),
-        (0.49, {"at_least": 0.5}, False, "measured 0.49, claimed at least 0.5"),
-        (0.001, {"equals": 0}, False, "measured 0.001, claimed exactly 0"),
-        (math.nan, {"at_least": 0}, False, "measured nan, claimed at least 0"),
-        (math.nan, {"at_most": 0}, False, "measured nan, claimed at most 0"),
+        (0.5, {"at_least": 0.5}, True, "0.5 (at least 0.5)"),
+        (-1, {"at_most": 0}, True, "-1 (at most 0)"),
+        (True, {"equals": True}, True, "yes (exactly yes)"),
+        (16384, {"equals": 16384}, True, "16,384 (exactly 16,384)"),
+        (0.123456, {"at_most": 1}, True, "0.1235 (at most 1)"),
+        (0.49, {"at_least": 0.5}, False, "0.49 (at least 0.5)"),
+        (0.001, {"equals": 0}, False, "0.001 (exactly 0)"),
+        (math.nan, {"at_least": 0}, False, "nan (at least 0)"),
+        (math.nan, {"at_most": 0}, False, "nan (at most 0)"),
     ],
 )
 def test_a_claim_says_whether_it_holds_and_fails_the_tests_if_not(
@@ -42,12 +43,12 @@ def test_a_claim_says_whether_it_holds_and_fails_the_tests_if_not(
 ):
     monkeypatch.setenv("LORA_LIB_STRICT", "0")
     claims.claim("score", value, **bound)
-    assert capsys.readouterr().out == f"{'Holds.' if holds else claims.FAILS} score: {report}\n"
+    assert capsys.readouterr().out == f"{'✓' if holds else claims.FAILS} score: {report}\n"
     monkeypatch.setenv("LORA_LIB_STRICT", "1")
     if holds:
         claims.claim("score", value, **bound)
     else:
-        with pytest.raises(AssertionError, match="score: measured "):
+        with pytest.raises(AssertionError, match="score: "):
             claims.claim("score", value, **bound)
 
 
@@ -57,30 +58,70 @@ def test_a_claim_needs_exactly_one_bound(bounds):
         claims.claim("x", 1, **bounds)
 
 
-@pytest.mark.parametrize("guess, predicted", [(None, "—"), ("a", "few"), ("b", "many")])
-def test_the_outcome_stands_beside_the_prediction(shown, capsys, guess, predicted):
-    claims.predict("k", "How many?", ["few", "many"], guess)
-    asked = capsys.readouterr().out.splitlines()
-    assert asked[:3] == ["How many?", "  a) few", "  b) many"]
-    assert asked[3:] == [f"Your prediction: {predicted}" if guess else
-                         'Set guess to a letter, such as "a", and run.']  # fmt: skip
-    claims.reveal("k", "many, 42")
-    assert re.findall(r"<td[^>]*>(.*?)</td>", shown[0]) == ["How many?", predicted, "many, 42"]
+@pytest.mark.parametrize("name", predictions.all_predictions())
+def test_every_prediction_has_one_right_option_and_a_reason(name):
+    asked = predictions.all_predictions()[name]
+    assert asked.keys() == {"question", "options", "right", "why"}
+    assert asked["right"] in "abcdefgh"[: len(asked["options"])]
+    assert len(set(asked["options"])) == len(asked["options"]) >= 2
+    assert asked["question"].endswith((".", "?", "…")) and asked["why"].endswith(".")
 
 
-@pytest.mark.parametrize("guess", ["c", "ab", "", "A", 0])
-def test_a_guess_that_is_no_option_is_refused(guess):
-    with pytest.raises(ValueError, match="must be None or one of a, b"):
-        claims.predict("k", "How many?", ["few", "many"], guess)
+@pytest.mark.parametrize(
+    "guess, kept, said, answer",
+    [
+        (None, None, "Put a letter", "Right: b) 130."),
+        ("a", "a", "Your prediction: a) 26", "You said a)."),
+        (" B ", "b", "Your prediction: b) 130", "You were right."),
+        ("d", None, "'d' is not one of the options; give a, b, c", "Right: b) 130."),
+        (130, None, "130 is not one of the options", "Right: b) 130."),
+        (["a"], None, "['a'] is not one of the options", "Right: b) 130."),
+    ],
+)
+def test_a_prediction_is_kept_until_the_answer_says_which_was_right(
+    capsys, guess, kept, said, answer
+):
+    assert predictions.predict("noise", guess) == kept
+    out = capsys.readouterr().out
+    assert "  a) 26\n  b) 130\n  c) 230\n" in out and said in out
+    predictions.reveal("noise", 129)
+    out = capsys.readouterr().out
+    assert out.startswith("Measured: 129\n") and answer in out
+    assert "You said" not in out or kept == "a"
+
+
+def test_a_question_that_nobody_asks_is_named_with_those_that_are():
+    with pytest.raises(LookupError, match="no prediction 'nose'; there are: noise"):
+        predictions.predict("nose")
 
 
 # --- sources and tables --------------------------------------------------------------------------
 
 
-def test_the_source_that_is_shown_is_the_very_source(shown):
+def test_the_source_that_is_shown_is_the_library_s_and_is_folded(shown):
     tables.show_source(LoRALinear, k90)
-    pages = [html.unescape(re.sub(r"<[^>]+>", "", page)).strip() for page in shown]
-    assert pages == [inspect.getsource(item).strip() for item in (LoRALinear, k90)]
+    for page, item in zip(shown, (LoRALinear, k90), strict=True):
+        assert page.startswith("<details><summary>") and item.__qualname__ in page[:120]
+        source = html.unescape(re.sub(r"<summary>.*?</summary>|<[^>]+>", "", page))
+        assert source.strip() == inspect.getsource(item).strip()
+
+
+def test_names_are_marked_where_a_spelling_is_recorded_and_georgian_is_read_aloud(shown):
+    rows = {"base": ["Бремен", "Xи"], "adapter": ["ბრემენი", "ხი"], "early": ["ბრემენ", "ხ"]}
+    scripts = {"base": "cyrillic", "adapter": "georgian", "early": "georgian"}
+    tables.show_names(["Bremen", "Nowhere<"], rows, scripts)
+    cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", shown[0])
+    text = [re.sub(r"<[^>]+>", "", cell) for cell in cells]
+    assert text[:3] == ["", "Bremen", "Nowhere&lt;"]
+    assert text[3:6] == ["base", "Бремен ✓", "Xи"]
+    assert text[6:9] == ["adapter", "ბრემენი ✓reads bremeni", "ხიreads khi"]
+    assert text[9:] == ["early", "ბრემენ ✗reads bremen", "ხreads kh"]
+
+
+def test_how_often_names_end_in_i_after_consonants_and_vowels():
+    written = {"Bremen": "ბრემენი", "Łódź": "ლოძ", "Oslo": "ოსლო", "Bari": "ბარი", "Pé'": "პეი"}
+    assert share_with_i(written, CONSONANTS) == share_with_i(written, OTHER_VOWELS) == 0.5
+    assert reads(ALPHABET) == "abgdevztik'lmnop'zhrst'upkghq'shchtsdzts'ch'khjh"
 
 
 @pytest.mark.parametrize(

