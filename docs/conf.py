@@ -38,6 +38,7 @@ html_title = project
 html_static_path = ["_static"]
 html_favicon = "_static/icon.svg"
 html_css_files = ["course.css"]
+html_search_scorer = "docs/_static/scorer.js"
 templates_path = ["_templates"]
 html_additional_pages = {"index": "index.html"}  # leads to README.html
 html_copy_source = False
@@ -62,12 +63,23 @@ def table_of_contents(app, patterns: list[str], *options: str) -> str:
 
 
 def read_page(app, docname: str, content: list[str]) -> None:
-    """The README gets the table of contents; a module of the library becomes a page."""
+    """The README gets the table of contents, a notebook a link to itself; a module of the library
+    becomes a page."""
     if docname == root_doc:
         # An alt text may be broken into lines; MyST would join their words.
         content[0] = re.sub(r"!\[[^]]*\]", lambda alt: alt[0].replace("\n", " "), content[0])
         for caption, patterns in CONTENTS.items():
             content[0] += table_of_contents(app, patterns, ":hidden:", f":caption: {caption}")
+    elif docname.startswith("notebooks/"):
+        notebook = nbformat.reads(content[0], as_version=4)
+        for cell in notebook.cells:
+            # Source that is shown is folded already; it need not be unfolded twice.
+            tags = cell.metadata.get("tags", [])
+            cell.metadata["tags"] = [tag for tag in tags if tag != "hide-output"]
+        name = f"{posixpath.basename(docname)}.ipynb"
+        link = f"{{download}}`Download this notebook <{name}>`"
+        notebook.cells.append(nbformat.v4.new_markdown_cell(link, id="download"))
+        content[0] = nbformat.writes(notebook)
     elif docname.startswith("lora_lib/"):
         package = docname.removesuffix("/__init__")
         name = f"{docname}.py" if package == docname else package

@@ -84,6 +84,23 @@ def test_figures_have_the_alt_text_of_the_notebooks(pages):
     assert all(image.get("alt", "").strip() for page in pages.values() for image in page("img"))
 
 
+def test_a_notebook_can_be_downloaded_from_its_page(site, pages):
+    for path in NOTEBOOKS:
+        name = path.relative_to(ROOT).with_suffix("").as_posix()
+        [link] = pages[name].select("a.download, a:has(.download)")
+        assert (site / name).parent.joinpath(link["href"]).read_bytes() == path.read_bytes()
+
+
+def test_a_search_finds_the_lessons_before_the_source_of_the_library(browser, site):
+    page = browser.new_page()
+    page.goto((site / "search.html").as_uri() + "?q=forward")
+    page.wait_for_selector("#search-results li:nth-child(10)")
+    found = page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
+    page.close()
+    first, *_, last = found
+    assert "/notebooks/0" in first and "/lora_lib/" in last
+
+
 def test_pages_fit_every_screen_and_show_their_images_and_formulas(browser, site):
     page, errors = browser.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -100,5 +117,8 @@ def test_pages_fit_every_screen_and_show_their_images_and_formulas(browser, site
             page.set_viewport_size({"width": width, "height": 844})
             wide = "document.scrollingElement.scrollWidth > innerWidth + 1"
             assert not page.evaluate(wide), (name, width)
+            figure = "[...document.querySelectorAll('.cell_output img')]"
+            cut = f"{figure}.some(i => i.width > i.closest('.cell_output').clientWidth + 1)"
+            assert not page.evaluate(cut), (name, width)
     page.close()
     assert errors == []
