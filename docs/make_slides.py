@@ -1,6 +1,6 @@
-"""Slides of the 90-minute class: `python docs/make_slides.py` writes them into slides/.
+"""Slides of the 60-minute class: `python docs/make_slides.py` writes them into slides/.
 
-They are the notebooks' cells tagged `core90`, as committed, by nbconvert's own exporter. A cell's
+They are the notebooks' cells tagged `core`, as committed, by nbconvert's own exporter. A cell's
 slide type (JupyterLab: Property Inspector) says where it goes: "-" below the cell before it,
 "slide" and "subslide" on a new one, "skip" nowhere. What instructor_guide.md says below a heading
 `#### section (notebook NN, …)` becomes the speaker's notes. Nothing needs a network.
@@ -19,7 +19,7 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "instructor_guide.md"
-TITLE = "# LoRA from scratch\n\nIn 90 minutes. Have the course open: `make lab`."
+TITLE = "# LoRA from scratch\n\nIn 60 minutes. Have the course open: `make lab`."
 
 
 def slide(source: str, slide_type: str) -> NotebookNode:
@@ -42,7 +42,7 @@ def class_notebook() -> NotebookNode:
             for heading in re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE):
                 waiting += notes.get((path.name[:2], heading), [])
             kind = cell.metadata.get("slideshow", {}).get("slide_type")
-            if "core90" not in cell.metadata.get("tags", ()) or kind == "skip":
+            if "core" not in cell.metadata.get("tags", ()) or kind == "skip":
                 continue
             if any("image/png" in output.get("data", {}) for output in cell.get("outputs", ())):
                 cell.metadata.tags.append("draws")  # its code is about drawing
@@ -70,7 +70,7 @@ def write(folder: Path) -> Path:
     mathjax = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
     shutil.copytree(reveal, folder / "scripts" / "reveal", dirs_exist_ok=True)
     shutil.copy(mathjax / "tex-svg.js", folder / "scripts")
-    page = folder / "lora_in_90_minutes.html"
+    page = folder / "lora_in_60_minutes.html"
     page.write_text(html, "utf-8")
     return page
 

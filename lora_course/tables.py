@@ -48,12 +48,22 @@ def show_names(
     script: str | Mapping[str, str] = "georgian",
     caption: str = "",
     first: str = "",
-    recorded: bool = False,
 ) -> None:
     """A row of names, one a town, for every label in `rows`; ✓ and ✗ say whether a name is a
     recorded spelling of a test town, no mark that none is recorded. `script` is that of all rows,
     or {label: script}; `first` the heading of the labels. Georgian is also shown as it is read.
     """
+    display(HTML(names_html(towns, rows, script, caption, first)))
+
+
+def names_html(
+    towns: Sequence[str],
+    rows: Mapping[str, Sequence[str]],
+    script: str | Mapping[str, str] = "georgian",
+    caption: str = "",
+    first: str = "",
+) -> str:
+    """The HTML of such a table."""
     scripts = dict.fromkeys(rows, script) if isinstance(script, str) else script
     head = "".join(f"<th style='text-align:left'>{html.escape(x)}</th>" for x in (first, *towns))
     body = "".join(
@@ -62,8 +72,7 @@ def show_names(
         + "</tr>"
         for label, names in rows.items()
     )
-    words = "; ".join(filter(None, ("recorded results" if recorded else "", caption)))
-    display(HTML(_table(head, body, words)))
+    return _table(head, body, caption)
 
 
 def _name_cell(script: str, town: str, name: str) -> str:

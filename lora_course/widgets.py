@@ -13,7 +13,7 @@ from ipywidgets import HTML, FloatSlider, IntSlider, Text, ValueWidget, VBox
 from torch import Tensor, nn
 
 from lora_course.directions import linear_weights
-from lora_course.tables import table_html
+from lora_course.tables import names_html
 from lora_lib.adapters import load_adapter
 from lora_lib.injection import add_lora_to_model, unload_lora
 from lora_lib.lora import LoRALinear
@@ -42,14 +42,14 @@ def _answering(control: ValueWidget, answer: Callable[[object], str]) -> VBox:
 # --- your town -----------------------------------------------------------------------------------
 
 
-def type_your_town(town: str = "Yerevan") -> VBox:
+def type_your_town(town: str = "Batman") -> VBox:
     """A text box, and the name in it as the base and every shipped adapter write it.
 
     What cannot be written is answered in words.
     """
     model, tokenizer = one_adapter_per_row([None, *adapter_names()])
-    scripts = [f"{BASE_SCRIPT} (the base)", *adapter_names()]
-    labels = [script[0].upper() + script[1:] for script in scripts]
+    names = [BASE_SCRIPT, *adapter_names()]
+    labels = [f"{BASE_SCRIPT.capitalize()} (the base)", *map(str.capitalize, adapter_names())]
 
     def answer(typed: str) -> str:
         name = " ".join(typed.split())
@@ -58,7 +58,8 @@ def type_your_town(town: str = "Yerevan") -> VBox:
             return f"<p>{html.escape(problem)}</p>"
         # Prompts of one length stay one batch, in their order: row i meets adapter i.
         written = transliterate(model, tokenizer, [name] * len(labels))
-        return table_html(["script", name], list(zip(labels, written, strict=True)))
+        rows = {label: [spelling] for label, spelling in zip(labels, written, strict=True)}
+        return names_html([name], rows, dict(zip(labels, names, strict=True)))
 
     return _answering(Text(town, description="your town", layout=_WIDE), answer)
 
@@ -123,6 +124,7 @@ def rank_slider(
     tokenizer: Tokenizer,
     towns: Sequence[str],
     rank: int = 8,
+    script: str = "georgian",
 ) -> VBox:
     """A slider that cuts the change of every nn.Linear weight to rank 0 to 32, and how the model
     then writes `towns`: `with_changes_cut`, with the SVDs computed once.
@@ -143,14 +145,18 @@ def rank_slider(
         _set_changes(model, weights, changes)
         share = (sum(s[:rank].square().sum() for s in strengths) / energy).item()
         caption = f"{rank} of {full} directions of every ΔW, with {share:.0%} of the energy"
-        row = [rank, *transliterate(model, tokenizer, towns)]
-        return table_html(["rank kept", *towns], [row], caption)
+        names = transliterate(model, tokenizer, towns)
+        return names_html(towns, {rank: names}, script, caption, "rank kept")
 
     return _answering(IntSlider(rank, 0, 32, description="rank", layout=_WIDE), answer)
 
 
 def volume_knob(
-    adapted: nn.Module, tokenizer: Tokenizer, towns: Sequence[str], volume: float = 1.0
+    adapted: nn.Module,
+    tokenizer: Tokenizer,
+    towns: Sequence[str],
+    volume: float = 1.0,
+    script: str = "georgian",
 ) -> VBox:
     """A slider for λ from 0 to 2, and how the model with weights W + λ ΔW writes `towns`.
 
@@ -166,8 +172,8 @@ def volume_knob(
 
     def answer(volume: float) -> str:
         _set_changes(model, weights, ((path, volume * delta) for path, delta in deltas.items()))
-        row = [f"{volume:g}", *transliterate(model, tokenizer, towns)]
-        return table_html(["λ", *towns], [row])
+        names = transliterate(model, tokenizer, towns)
+        return names_html(towns, {f"{volume:g}": names}, script, first="λ")
 
     return _answering(
         FloatSlider(volume, min=0, max=2, step=0.05, description="λ", layout=_WIDE), answer

@@ -1,5 +1,6 @@
-"""The class of 90 minutes: its cells need no others, and its slides need no network."""
+"""The class of 60 minutes: its cells need no others, and its slides need no network."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ def test_no_name_is_used_that_the_cells_of_the_class_do_not_define():
     """Those that are only run ("skip") among them."""
     for path in sorted((make_slides.ROOT / "notebooks").glob("0*.ipynb")):
         cells = make_slides.nbformat.read(path, as_version=4).cells
-        taught = [c for c in cells if "core90" in c.metadata.get("tags", ())]
+        taught = [c for c in cells if "core" in c.metadata.get("tags", ())]
         code = "\n".join(c.source for c in taught if c.cell_type == "code")
         ruff = [sys.executable, "-m", "ruff", "check", "-q", "--isolated", "--select=F821", "-"]
         found = subprocess.run(ruff, input=code, capture_output=True, text=True)
@@ -35,11 +36,31 @@ def page(browser, tmp_path):
     assert wrong == []
 
 
-def test_every_slide_shows_something_and_every_picture_has_its_alt_text(page):
-    for _ in range(page.evaluate("Reveal.getTotalSlides()")):
-        assert page.evaluate("Reveal.getCurrentSlide().innerText.trim()")
+def test_every_slide_is_one_screen_and_its_code_can_be_read_from_the_last_row(page):
+    assert page.evaluate("Reveal.getTotalSlides()") <= 28
+    for number in range(1, page.evaluate("Reveal.getTotalSlides()") + 1):
+        slide = page.locator("section.present:not(.stack)").first
+        assert slide.inner_text().strip(), number
+        assert slide.evaluate("s => s.scrollHeight <= s.clientHeight + 1"), f"{number} scrolls"
+        for code in slide.locator(".jp-InputArea pre").all():
+            assert len(code.inner_text().strip().splitlines()) <= 12, f"{number}: much code"
+            assert code.evaluate("c => parseFloat(getComputedStyle(c).fontSize)") >= 22
         page.keyboard.press("Space")
     assert page.evaluate("Reveal.isLastSlide()")
     pictures = page.evaluate("[...document.images].map(i => i.naturalWidth > 0 && i.alt)")
     assert len(pictures) > 3 and all(pictures) and "No description" not in str(pictures)
     assert page.locator("aside.notes").count() > 20
+
+
+def test_a_star_marks_the_sections_of_the_class_and_no_others():
+    """So that it is seen in JupyterLab, too: tags are not."""
+    for path in sorted((make_slides.ROOT / "notebooks").glob("0*.ipynb")):
+        heading, marked, taught = "", set(), set()
+        for cell in make_slides.nbformat.read(path, as_version=4).cells:
+            found = re.findall(r"^## (.+)$", cell.source, re.MULTILINE)
+            if cell.cell_type == "markdown" and found:
+                heading = found[-1]
+                marked |= {heading} if heading.startswith("★") else set()
+            if heading and "core" in cell.metadata.get("tags", ()):
+                taught.add(heading)
+        assert marked == taught, path.name

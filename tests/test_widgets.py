@@ -32,9 +32,11 @@ def move(box, value) -> str:
 
 
 def rows(page: str) -> list[list[str]]:
-    """The cells of the table's body."""
+    """The cells of the table's body: labels, and names without marks and without how they read."""
     body = re.findall(r"<tr>(.*?)</tr>", page.split("<tbody>")[1])
-    return [[html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", r)] for r in body]
+    cells = [[re.sub(r" <span.*|<br>.*|</?bdi>", "", cell) for cell in
+              re.findall(r"<td[^>]*>(.*?)</td>", row)] for row in body]  # fmt: skip
+    return [list(map(html.unescape, row)) for row in cells]
 
 
 @pytest.fixture
