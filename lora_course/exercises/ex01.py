@@ -42,6 +42,13 @@ k90 = Exercise(
         "you add up from the smallest value; the largest come first": lambda values: reference(
             values.flip(0)
         ),
+        "you compare the root of the energy with 0.9; compare the energy itself": (
+            lambda values: reference(values, 0.81)
+        ),
+        "you square twice: σ² is the energy already": lambda values: reference(values.square()),
+        "you count the values above their mean; k90 adds up energy until 90 % are reached": (
+            lambda values: int((values > values.mean()).sum())
+        ),
     },
     why="You can now measure any weight change, and you know what 0.9 of the energy means.",
     hints=[
@@ -67,4 +74,22 @@ half_of_the_directions = Choice(
     },
     right="d",
     hint="What did k90 say of a matrix of pure noise, further up?",
+)
+
+mostly_zero = Choice(
+    "01 mostly_zero",
+    "A matrix of 1,000 × 1,000 has ones on its diagonal and zeros everywhere else. How many column "
+    "× row tables do you have to add to get it?",
+    {
+        "1: a single line of ones": "one table of a column and a row is a whole block of numbers, "
+        "never a slanting line",
+        "few, since 99.9 % of its entries are zero": "zeros are cheap to store and say nothing of "
+        "the rank; look at the diagonal among the pictures above",
+        "500, as for noise": "that is where k90 of noise lies; k90 counts strong directions, the "
+        "rank counts all",
+        "1,000": "Each 1 stands in a row and column of its own, so each needs a table of its own: "
+        "this matrix has the largest rank that there is.",
+    },
+    right="d",
+    hint="Try it with three: which tables add up to a diagonal of three ones?",
 )

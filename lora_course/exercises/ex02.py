@@ -1,12 +1,13 @@
-"""Exercises of notebook 02: a forward, an initialisation, and two questions."""
+"""Exercises of notebook 02: TinyLoRA, its two halves alone, and two questions."""
 
 import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_course.exercises.checker import Builds, Choice, Exercise
+from lora_course.tiny_lora import TinyLoRA
 
 # --- the forward ---------------------------------------------------------------------------------
 
@@ -69,6 +70,13 @@ forward = Exercise(
         "you scaled the frozen path too; α / r is for B A alone": (
             mixing(lambda a, r: (a / r, a / r))
         ),
+        "the order is wrong: x meets A first, then B": (
+            lambda x, weight, A, B, alpha: x @ weight.T + alpha / len(A) * (x @ B) @ A
+        ),
+        "√r divides only in rsLoRA; here the scaling is α / r": mixing(
+            lambda a, r: (1, a / r**0.5)
+        ),
+        "the path is taken away; it is added": mixing(lambda a, r: (1, -a / r)),
         "the numbers are right, but no gradient reaches A and B, so they could never train; leave "
         "out torch.no_grad, .detach() and .data": without_gradient,
         "the numbers are right, but a matrix as large as W is made, such as B A, W + ΔW or a copy "
@@ -116,7 +124,7 @@ def observe_initialise(initialise: Callable, d_out: int, d_in: int, rank: int) -
         "which factor is zero": [name for name, is_zero in zero.items() if is_zero],
         "the size of A x": "far smaller" if size < 0.1 else "as x" if size < 8 else "far larger",
         "the number of inputs that A reads": int((A != 0).any(dim=0).sum()),
-        "the rank of A": torch.linalg.matrix_rank(A).item(),
+        "the rank of A": torch.linalg.matrix_rank(A, rtol=1e-4).item(),
         "the signs in A": "both" if 0.25 < negative < 0.75 else "mostly one",
         "a second call": "the same A" if same_again(initialise, A) else "another A",
     }
@@ -160,6 +168,20 @@ initialise = Exercise(
         "A reads only some of the inputs, as the identity does; draw every entry at random": (
             starting_with(torch.eye)
         ),
+        "A has rank 1: all its rows are multiples of one; draw each row anew": starting_with(
+            lambda r, d_in: torch.randn(r, 1) * torch.randn(1, d_in) / math.sqrt(d_in)
+        ),
+        "A is the same at every call; draw it at random, and set no seed inside": starting_with(
+            lambda r, d_in: (
+                torch.randn(r, d_in, generator=torch.Generator().manual_seed(0)) / math.sqrt(d_in)
+            )
+        ),
+        "A and B have each other's shape; A is (rank, d_in) and B (d_out, rank)": (
+            lambda d_out, d_in, rank: (
+                torch.randn(d_in, rank) / math.sqrt(d_in),
+                torch.zeros(rank, d_out),
+            )
+        ),
         "nearly all of A has one sign, so all its rows see much the same, the mean of x; draw "
         "around zero": starting_with(lambda r, d_in: torch.rand(r, d_in) / math.sqrt(d_in)),
     },
@@ -170,6 +192,139 @@ initialise = Exercise(
         "through.",
         "B is torch.zeros(d_out, rank). A needs a different number in every entry.",
         "A = torch.randn(rank, d_in) / math.sqrt(d_in) has a sensible size.",
+    ],
+)
+
+
+# --- TinyLoRA ------------------------------------------------------------------------------------
+
+
+def draw_tiny() -> Iterator[tuple]:
+    """W, x, the values that A and B get, and α; α / r is neither 1 nor 2."""
+    for x, weight, A, B, alpha in draw_forward():
+        yield weight, x, A.detach(), B.detach(), alpha
+
+
+def observe_tiny(make: Callable, weight, x, A, B, alpha) -> dict:
+    """How the class starts, and what it does once its factors have the values of A and B."""
+    original = nn.Linear(*reversed(weight.shape), bias=False)
+    original.weight = nn.Parameter(weight)
+    layer = make(original, len(A), alpha)
+    if not isinstance(layer, nn.Module):
+        return {"the layer": layer}
+    parameters = dict(layer.named_parameters())
+    facts = {"the layer": "a module", "the names of its parameters": sorted(parameters)}
+    if sorted(parameters) != ["lora_A", "lora_B", "original.weight"]:
+        return facts
+    factors = layer.lora_A, layer.lora_B
+    facts |= {
+        "what trains": sorted(name for name, p in parameters.items() if p.requires_grad),
+        "the shapes of lora_A and lora_B": [tuple(factor.shape) for factor in factors],
+        "which factor is zero": [n for n in ("lora_A", "lora_B") if not parameters[n].any()],
+        "the scaling": layer.scaling,
+        "the output at the start": layer(x).detach(),
+    }
+    if facts["the shapes of lora_A and lora_B"] != [tuple(A.shape), tuple(B.shape)]:
+        return facts
+    with torch.no_grad():
+        layer.lora_A.copy_(A)
+        layer.lora_B.copy_(B)
+    with Builds(original.weight) as watch:
+        output = layer(x)
+    gradients = (None, None)
+    if output.requires_grad:
+        gradients = torch.autograd.grad(output.sum(), factors, allow_unused=True)
+    return facts | {
+        "the output with B ≠ 0": output.detach(),
+        "whether gradients reach lora_A and lora_B": [g is not None for g in gradients],
+        "whether a matrix of the size of W is made": watch.found,
+    }
+
+
+def variant(
+    A: Callable | None = None,
+    B: Callable | None = None,
+    scaling: Callable | None = None,
+    forward: Callable = TinyLoRA.forward,
+    frozen: bool = True,
+) -> type[TinyLoRA]:
+    """TinyLoRA with other factors, of (rows, columns), another scaling, of (α, r), or forward."""
+
+    class Variant(TinyLoRA):
+        def __init__(self, original: nn.Linear, rank: int = 8, alpha: float = 16.0):
+            super().__init__(original, rank, alpha)
+            original.requires_grad_(not frozen)
+            d_out, d_in = original.weight.shape
+            self.lora_A = nn.Parameter(A(rank, d_in)) if A else self.lora_A
+            self.lora_B = nn.Parameter(B(d_out, rank)) if B else self.lora_B
+            self.scaling = scaling(alpha, rank) if scaling else self.scaling
+
+    Variant.forward = forward
+    return Variant
+
+
+class PlainTensors(TinyLoRA):
+    def __init__(self, original: nn.Linear, rank: int = 8, alpha: float = 16.0):
+        super().__init__(original, rank, alpha)
+        A, B = self.lora_A.data, self.lora_B.data
+        del self.lora_A, self.lora_B
+        self.lora_A, self.lora_B = A, B
+
+
+def path(layer: TinyLoRA, x: Tensor) -> Tensor:
+    return layer.scaling * (x @ layer.lora_A.T) @ layer.lora_B.T
+
+
+tiny_lora = Exercise(
+    "02 tiny_lora",
+    TinyLoRA,
+    draw_tiny,
+    observe=observe_tiny,
+    mistakes={
+        "lora_A and lora_B are plain tensors, which no optimizer finds; wrap each in "
+        "nn.Parameter": PlainTensors,
+        "the original layer would train too; call original.requires_grad_(False)": (
+            variant(frozen=False)
+        ),
+        "lora_A stands the wrong way; its shape is (rank, in_features)": variant(
+            A=lambda r, d_in: 0.01 * torch.randn(d_in, r)
+        ),
+        "lora_A and lora_B have each other's size; A takes in_features numbers in": variant(
+            A=lambda r, d_in: 0.01 * torch.randn(r, r), B=lambda d_out, r: torch.zeros(r, r)
+        ),
+        "both factors are zero, and each has the other in its gradient, so neither ever moves; "
+        "draw A at random": variant(A=torch.zeros),
+        "it is the other way round: A starts at random and B at zero": variant(
+            A=torch.zeros, B=torch.randn
+        ),
+        "B does not start at zero, so the layer changes the model before it has learned "
+        "anything": variant(B=torch.randn),
+        "the scaling is alpha / rank; yours is alpha alone": variant(scaling=lambda a, r: a),
+        "the scaling is alpha / rank; yours is always 1": variant(scaling=lambda a, r: 1.0),
+        "the scaling is alpha / rank; yours is rank / alpha": variant(scaling=lambda a, r: r / a),
+        "forward returns the low-rank path alone; add self.original(x)": variant(forward=path),
+        "forward scales the original too; the scaling is for B A x alone": variant(
+            forward=lambda self, x: self.scaling * self.original(x) + path(self, x)
+        ),
+        "forward does not use the factors; add the path through lora_A and lora_B": variant(
+            forward=lambda self, x: self.original(x)
+        ),
+        "forward forgets the scaling": variant(
+            forward=lambda self, x: self.original(x) + path(self, x) / self.scaling
+        ),
+        "forward builds a matrix as large as W; let x meet A first, then B": variant(
+            forward=lambda self, x: (
+                self.original(x) + self.scaling * x @ (self.lora_B @ self.lora_A).T
+            )
+        ),
+    },
+    why="You have just written LoRA: W frozen, A random, B zero, two thin products, one scaling.",
+    hints=[
+        "x has in_features numbers. A makes rank numbers of them, B makes out_features of those.",
+        "A = nn.Parameter(0.01 * torch.randn(rank, original.in_features)); B has the shape "
+        "(original.out_features, rank) and starts at zero, in nn.Parameter too.",
+        "self.scaling = alpha / rank, and forward returns self.original(x) + self.scaling * "
+        "(x @ self.lora_A.T) @ self.lora_B.T",
     ],
 )
 
