@@ -113,6 +113,10 @@ def around_a_new_linear(module: nn.Linear, rank: int, alpha: float) -> nn.Module
     return LoRALinear(nn.Linear(module.in_features, module.out_features), rank, alpha)
 
 
+def first_match(model: nn.Module, target: str) -> str:
+    return next(p for p, m in model.named_modules() if matches(p, target) and type(m) is nn.Linear)
+
+
 inject = Exercise(
     "03 inject",
     injecting(),
@@ -141,6 +145,17 @@ inject = Exercise(
         ),
         "rank and alpha were not passed on to LoRALinear": (
             injecting(wrap=lambda module, rank, alpha: LoRALinear(module))
+        ),
+        "LoRALinear divides alpha by the rank itself; pass alpha as it is": (
+            injecting(wrap=lambda module, rank, alpha: LoRALinear(module, rank, alpha / rank))
+        ),
+        "only the first layer that matches was replaced; go on after it": (
+            lambda model, target, rank, alpha: injecting(
+                chosen=lambda path, target: path == first_match(model, target)
+            )(model, target, rank, alpha)
+        ),
+        "only layers at the top were looked at; model.named_modules() goes into every block": (
+            injecting(chosen=lambda p, t: "." not in p and matches(p, t))
         ),
     },
     why="Path equal to the target, or ending in a dot and the target: the rule of PEFT's lists, "
@@ -221,6 +236,15 @@ freeze = Exercise(
         "of a model that came in frozen, as after load_adapter, nothing trains; switch on what "
         "trains, with requires_grad_(True)": only_switches_off,
         "the modules named in saved are frozen": training(lambda n, saved: is_factor(n)),
+        "of the factors only lora_B trains; A trains too": training(
+            lambda n, saved: n.endswith("lora_B") or is_saved(n, saved)
+        ),
+        "of a saved module only the weight trains; its bias belongs to it": training(
+            lambda n, saved: is_factor(n) or (n.endswith("weight") and is_saved(n, saved))
+        ),
+        "with nothing in saved, everything trains; the factors train, and nothing else": training(
+            lambda n, saved: not saved or is_factor(n) or is_saved(n, saved)
+        ),
         'a name was looked for anywhere, so "head" also finds "header"; match the whole path, or '
         "its end after a dot": saving(lambda p, name: name in p),
         'a path that only ends in the same letters was taken too, as "q_norm" for "norm"; ask for '

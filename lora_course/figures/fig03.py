@@ -2,12 +2,77 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from lora_course.figures.style import TALL, bars_with_spread, blues, figure
+from lora_course.figures.style import LORA, ORANGE, PALE, TALL, Picture, figure
+from lora_lib.lora import count_parameters
+
+FROZEN, ADAPTED, TRAINING = "frozen", "LoRA", "all of it trains"
+_LOOKS = {FROZEN: (PALE, ""), ADAPTED: (LORA, ""), TRAINING: (ORANGE, "//")}
 
 
-def attention_maps(maps: Mapping[str, tuple[Tensor, str]], columns: Sequence[str]):
+def model_map(model: nn.Module) -> Picture:
+    """The linear layers of a SmallTransformer as boxes, and how each of them trains."""
+    from matplotlib.patches import Patch
+
+    fig, ax = figure(height=TALL)
+    states = {}
+    for b, block in enumerate(model.blocks):
+        layers = dict(block.attention.named_children()) | dict(block.feed_forward.named_children())
+        layers = {name: x for name, x in layers.items() if _is_linear(x)}
+        for row, (name, layer) in enumerate(layers.items()):
+            states[b, row] = name, _state(layer)
+    states[4, 2.5] = "classifier", _state(model.classifier)
+    inside = {p for m in model.modules() if _is_linear(m) for p in m.parameters()}
+    others = [p for p in model.parameters() if p not in inside]
+    rest = TRAINING if any(p.requires_grad for p in others) else FROZEN
+    for (x, row), (name, state) in states.items():
+        _box(ax, x, row, 0.9, name, state)
+    _box(ax, 0, 6.3, 4.9, "embeddings and norms", rest)
+    for b in range(len(model.blocks)):
+        ax.text(b + 0.45, -0.25, f"block {b}", ha="center")
+    trained = count_parameters(model, only_trainable=True)
+    total = count_parameters(model)
+    ax.set_title(f"{trained:,} of {total:,} parameters train")
+    ax.set(xlim=(-0.05, 5), ylim=(8.3, -0.6))
+    ax.axis("off")
+    legend = [Patch(facecolor=c, hatch=h, label=s) for s, (c, h) in _LOOKS.items()]
+    ax.legend(handles=legend, loc="lower center", ncols=3)
+    counts = {s: sum(state == s for _, state in states.values()) for s in _LOOKS}
+    told = ", ".join(f"{count} {state}" for state, count in counts.items())
+    caption = "A box for every linear layer: grey stays as it is, blue has LoRA, orange trains."
+    return Picture(
+        fig,
+        "03_model_map",
+        caption,
+        f"A map of the model: four blocks of six linear layers, a classifier. Of 25 boxes: {told}. "
+        f"Embeddings and norms: {rest}. {trained:,} of {total:,} parameters train.",
+    )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or hasattr(module, "lora_A")
+
+
+def _state(layer: nn.Module) -> str:
+    if hasattr(layer, "lora_A"):
+        return ADAPTED
+    return TRAINING if any(p.requires_grad for p in layer.parameters()) else FROZEN
+
+
+def _box(ax, x: float, row: float, width: float, name: str, state: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    color, hatch = _LOOKS[state]
+    ax.add_patch(Rectangle((x, row), width, 0.85, facecolor=color, hatch=hatch, edgecolor="white"))
+    dark = state != ADAPTED
+    style = dict(facecolor=color, edgecolor="none", pad=1)
+    place = x + width / 2, row + 0.44
+    words = dict(ha="center", va="center", color="black" if dark else "white", bbox=style)
+    ax.text(*place, name, **words)
+
+
+def attention_maps(maps: Mapping[str, tuple[Tensor, str]], columns: Sequence[str]) -> Picture:
     """One head's attention while it writes: a panel for each (weights, what was written)."""
     fig, axes = figure(len(maps), height=TALL)
     for ax, (title, (weights, written)) in zip(axes, maps.items(), strict=True):
@@ -20,20 +85,12 @@ def attention_maps(maps: Mapping[str, tuple[Tensor, str]], columns: Sequence[str
         ax.set(title=title, xlabel="looks at", ylabel="writes")
         ax.grid(visible=False)
     fig.colorbar(image, ax=axes, label="attention weight", location="bottom", aspect=50)
-    return fig
-
-
-def parameters_by_target(counts: Mapping[tuple[str, int], int], total: int):
-    """Trainable parameters for every (targets, rank), with their share of the base's `total`."""
-    fig, ax = figure()
-    labels = list(dict.fromkeys(label for label, _ in counts))
-    ranks = list(dict.fromkeys(rank for _, rank in counts))
-    groups = {f"r = {rank}": [[counts[label, rank]] for label in labels] for rank in ranks}
-    bars_with_spread(ax, labels, groups, blues(len(ranks)))
-    for bars, rank in zip(ax.containers, ranks, strict=True):
-        shares = [f"{counts[label, rank] / total:.1%}" for label in labels]
-        ax.bar_label(bars, shares, padding=3, fontsize=12)
-    ax.set(title="Trainable parameters, and their share of the base's", ylabel="parameters")
-    ax.yaxis.set_major_formatter("{x:,.0f}")
-    ax.legend(loc="upper left")
-    return fig
+    told = " and ".join(f"{written} ({title})" for title, (_, written) in maps.items())
+    return Picture(
+        fig,
+        "03_attention",
+        "The same head looks near the same place, whichever script it writes.",
+        "Attention maps of one head, a row for each letter that is written, a column for each Latin "
+        f"letter; darker is more weight. It writes {told}. In both the dark cells run down the "
+        "diagonal: most letters look near their own place in the Latin name.",
+    )
