@@ -100,6 +100,15 @@ step = Exercise(
         "every entry moved by lr, as with Adam; plain descent moves by lr times the gradient": (
             stepping(by=lambda p, lr: lr * p.grad.sign())
         ),
+        "only lora_B moved; lora_A is a factor, too": stepping(
+            lambda name: name.endswith("lora_B")
+        ),
+        "the step also shrinks the weights, as weight decay does; plain descent does not": stepping(
+            by=lambda p, lr: lr * (p.grad + 0.1 * p)
+        ),
+        "the gradient was brought to length 1 first; plain descent takes it as it is": stepping(
+            by=lambda p, lr: lr * p.grad / p.grad.norm()
+        ),
         "the second step has the first one's gradient in it: backward() adds to .grad, so clear "
         "that first (zero_grad)": stepping(clear=False),
     },
@@ -253,4 +262,22 @@ few_seeds = Choice(
     },
     right="c",
     hint="How far apart are the best and the worst seed of one rank in the figure?",
+)
+
+rate = Choice(
+    "04 rate",
+    "A recipe for full fine-tuning of your model says: learning rate 2e-5. You want to try LoRA at "
+    "rank 8. Which rate do you try first?",
+    {
+        "2e-5, as the recipe says": "LoRA's best rate lies well above full fine-tuning's, here ten "
+        "times; at this one it would hardly move",
+        "2e-4": "About ten times full fine-tuning's rate is the place to begin, here and in the "
+        "recipes of others; then try one below and one above on validation data.",
+        "2e-6: fewer parameters want smaller steps": "it is the other way round: the factors start "
+        "at nothing and have a long way to go",
+        "1e-2, which was best here": "what travels from model to model is the ratio to full "
+        "fine-tuning's rate, and not the number; this one would diverge on a large model",
+    },
+    right="b",
+    hint="By how much do the two stars in the last figure differ?",
 )

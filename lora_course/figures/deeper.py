@@ -5,14 +5,22 @@ from collections.abc import Mapping, Sequence
 from lora_course.figures.style import (
     BLACK,
     BLUES,
+    CONTEXT_TABLE,
     FULL,
     GREY,
+    HEAD,
+    LETTER_TABLE,
     LORA,
     MARKS,
     NORMAL,
+    SCRATCH,
+    SCRATCH_LONG,
+    TALL,
     Picture,
+    bars_with_spread,
     figure,
     line,
+    line_with_spread,
     mark_recorded,
 )
 
@@ -72,3 +80,35 @@ def step_times(
         f"slower than training everything; at the largest width lora_lib is at {told}. "
         f"Bars: one step of a decoder 4096 wide on the GPU: {bars}.",
     )
+
+
+# --- methods, script by script and by the number of pairs ----------------------------------------
+
+
+def methods_by_script(scores: Mapping[str, Sequence[Sequence[float]]], scripts: Sequence[str]):
+    """Exact match on unseen towns: a block for every script, a bar for every method."""
+    fig, ax = figure(height=TALL)
+    colors = (LORA, FULL, SCRATCH, SCRATCH_LONG, HEAD, CONTEXT_TABLE, LETTER_TABLE)
+    labels = [script.capitalize() for script in scripts]
+    bars_with_spread(ax, labels, scores, colors[: len(scores)])
+    ax.set(ylabel="exact match, unseen towns", ylim=(0, 0.6))
+    ax.set_title("At r = 8 LoRA comes close to full fine-tuning, and stays behind it")
+    fig.legend(loc="outside lower center", ncols=3)
+    mark_recorded(ax)
+    return fig
+
+
+def scores_by_pairs(pairs: Sequence[int], scores: Mapping[str, Sequence[Sequence[float]]]):
+    """Exact match against the number of training pairs (log axis), a line for every method."""
+    fig, ax = figure()
+    colors = (LORA, FULL, SCRATCH, CONTEXT_TABLE)
+    for (name, groups), color in zip(scores.items(), colors, strict=True):
+        line_with_spread(ax, pairs, groups, color, name)
+    ax.set_xscale("log")
+    ax.set_xticks(pairs, [f"{n:,}" for n in pairs])
+    ax.minorticks_off()
+    ax.set(xlabel="Georgian pairs to learn from", ylabel="exact match, unseen towns", ylim=(0, 0.6))
+    ax.set_title("With few pairs, starting from the base counts most")
+    ax.legend(loc="upper left")
+    mark_recorded(ax)
+    return fig

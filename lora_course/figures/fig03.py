@@ -90,7 +90,7 @@ def attention_maps(maps: Mapping[str, tuple[Tensor, str]], columns: Sequence[str
         fig,
         "03_attention",
         "The same head looks near the same place, whichever script it writes.",
-        "Attention maps of one head, a row for each letter that is written, a column for each Latin "
+        "Attention maps of one head, a row for each letter that it writes, a column for each Latin "
         f"letter; darker is more weight. It writes {told}. In both the dark cells run down the "
         "diagonal: most letters look near their own place in the Latin name.",
     )

@@ -4,17 +4,16 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from lora_course.figures.style import (
+    BLACK,
     CONTEXT_TABLE,
     FULL,
     GREY,
-    HEAD,
-    LETTER_TABLE,
     LORA,
     MARKS,
+    PALE,
     SCRATCH,
-    SCRATCH_LONG,
     TALL,
-    bars_with_spread,
+    Picture,
     figure,
     line,
     line_with_spread,
@@ -22,65 +21,33 @@ from lora_course.figures.style import (
 )
 
 
-def comparison(curves: Mapping[str, Sequence[float]], ranks: Mapping[int, tuple], full: tuple):
-    """The lesson's three panels: learning curves, score against parameters, parameter counts.
+def sequence(latin: str, target: str) -> Picture:
+    """One training sequence as boxes; blue are the tokens that the loss counts."""
+    from matplotlib.patches import Rectangle
 
-    `curves`: losses of live runs by name (LoRA, full fine-tuning, from scratch); `ranks`: rank →
-    (trainable parameters, exact match of every seed); `full`: the same for full fine-tuning.
-    """
-    fig, (curve, score, count) = figure(3)
-    colors = (LORA, FULL, SCRATCH)[: len(curves)]
-    for (name, losses), color in zip(curves.items(), colors, strict=True):
-        smooth = [mean(losses[max(0, i - 9) : i + 1]) for i in range(len(losses))]
-        line(curve, range(1, len(losses) + 1), smooth, color, name)
-    curve.set(title="Loss (live)", xlabel="step", ylabel="nats", ylim=(0, None))
-    curve.legend()
-    sizes = [trainable for trainable, _ in ranks.values()]
-    line_with_spread(score, sizes, [s for _, s in ranks.values()], LORA, "LoRA, by rank")
-    line(score, [full[0]], [mean(full[1])], FULL, "full fine-tuning", ls="", ms=13)
-    score.set_xscale("log")
-    score.set(title="Exact match", xlabel="trainable parameters", ylim=(0, 0.62))
-    score.legend(loc="lower right")
-    names, counts = [f"r={rank}" for rank in ranks] + ["full"], [*sizes, full[0]]
-    bars = count.barh(names, counts, color=[LORA] * len(sizes) + [FULL])
-    bars[-1].set_hatch(MARKS[FULL][1])
-    count.bar_label(bars, [f"{n:,}" for n in counts], padding=3, fontsize=12)
-    count.set(title="Trainable parameters", xlim=(0, 1.6 * full[0]), xticks=[])
-    count.invert_yaxis()
-    mark_recorded(score)
-    return fig
+    fig, ax = figure(height=1.7)
+    tokens = ["BOS", *latin, "SEP", *target, "EOS"]
+    first = len(latin) + 2
+    for x, token in enumerate(tokens):
+        counted = x >= first
+        box = Rectangle((x, 0), 0.92, 1, color=LORA if counted else PALE, lw=0)
+        ax.add_patch(box)
+        words = dict(ha="center", va="center", size=12 if len(token) > 1 else 17)
+        ax.text(x + 0.46, 0.5, token, color="white" if counted else "black", **words)
+    ax.text(0, 1.35, "the model reads this", size=13)
+    ax.text(first, 1.35, "and learns to write this", color=LORA, size=13)
+    ax.set(xlim=(-0.1, len(tokens)), ylim=(-0.1, 1.9))
+    ax.axis("off")
+    return Picture(
+        fig,
+        "04_sequence",
+        "BOS begins, SEP says “now in the other script”, EOS ends. The loss counts the blue part.",
+        f"A row of boxes: BOS, the letters of {latin}, SEP, the letters of {target}, EOS. Those up "
+        "to SEP are grey and only read; those behind SEP are blue, and the loss counts them alone.",
+    )
 
 
-def methods_by_script(scores: Mapping[str, Sequence[Sequence[float]]], scripts: Sequence[str]):
-    """Exact match on unseen towns: a block for every script, a bar for every method."""
-    fig, ax = figure(height=TALL)
-    colors = (LORA, FULL, SCRATCH, SCRATCH_LONG, HEAD, CONTEXT_TABLE, LETTER_TABLE)
-    labels = [script.capitalize() for script in scripts]
-    bars_with_spread(ax, labels, scores, colors[: len(scores)])
-    ax.set(ylabel="exact match, unseen towns", ylim=(0, 0.6))
-    ax.set_title("At r = 8 LoRA comes close to full fine-tuning, and stays behind it")
-    fig.legend(loc="outside lower center", ncols=3)
-    mark_recorded(ax)
-    return fig
-
-
-def scores_by_pairs(pairs: Sequence[int], scores: Mapping[str, Sequence[Sequence[float]]]):
-    """Exact match against the number of training pairs (log axis), a line for every method."""
-    fig, ax = figure()
-    colors = (LORA, FULL, SCRATCH, CONTEXT_TABLE)
-    for (name, groups), color in zip(scores.items(), colors, strict=True):
-        line_with_spread(ax, pairs, groups, color, name)
-    ax.set_xscale("log")
-    ax.set_xticks(pairs, [f"{n:,}" for n in pairs])
-    ax.minorticks_off()
-    ax.set(xlabel="Georgian pairs to learn from", ylabel="exact match, unseen towns", ylim=(0, 0.6))
-    ax.set_title("With few pairs, starting from the base counts most")
-    ax.legend(loc="upper left")
-    mark_recorded(ax)
-    return fig
-
-
-def clinic(runs: Mapping[str, dict]):
+def clinic(runs: Mapping[str, dict]) -> Picture:
     """Losses of the healthy run and of each broken one, in a panel of its own; the healthy run
     stands dashed behind every other."""
     fig, axes = figure(columns=3, rows=-(-len(runs) // 3), height=TALL)
@@ -88,6 +55,130 @@ def clinic(runs: Mapping[str, dict]):
         ax.plot(runs["healthy"]["losses"], color=GREY, ls="--")
         ax.plot(run["losses"], color=LORA)
         title = name if name == "healthy" else f"run {name}"
-        ax.set(title=title, ylim=(0, 8), xlabel="step", ylabel="loss, nats")
+        ax.set(title=title, ylim=(0, 8), xlabel="step", ylabel="loss")
         ax.label_outer()
-    return fig
+    ends = ", ".join(f"{n} {r['losses'][0]:.1f} to {r['losses'][-1]:.1f}" for n, r in runs.items())
+    return Picture(
+        fig,
+        "04_clinic",
+        "Dashed: the healthy run, behind each of the others.",
+        f"Small panels of loss over {len(run['losses'])} steps, one a run, the healthy run dashed "
+        f"behind each. From the first step to the last: {ends}.",
+    )
+
+
+def comparison(
+    curves: Mapping[str, Sequence[float]], ranks: Mapping[int, tuple], full: tuple
+) -> Picture:
+    """The lesson's three panels: learning curves, score against parameters, parameter counts.
+
+    `curves`: losses of live runs by name (LoRA, full fine-tuning); `ranks`: rank → (trainable
+    parameters, names right of every seed); `full`: the same for full fine-tuning.
+    """
+    fig, (curve, score, count) = figure(3)
+    for (name, losses), color in zip(curves.items(), (LORA, FULL), strict=True):
+        smooth = [mean(losses[max(0, i - 9) : i + 1]) for i in range(len(losses))]
+        line(curve, range(1, len(losses) + 1), smooth, color, name)
+    curve.set(title="Loss, live", xlabel="step", ylim=(0, None))
+    curve.legend()
+    sizes = [trainable for trainable, _ in ranks.values()]
+    line_with_spread(score, sizes, [s for _, s in ranks.values()], LORA)
+    score.plot(full[0], mean(full[1]), "*", color=FULL, ms=20)
+    score.text(full[0], mean(full[1]) - 0.06, "full", color=FULL, ha="center")
+    score.set_xscale("log")
+    score.set(title="Names right", xlabel="trainable parameters", ylim=(0, 0.65))
+    score.set(xlim=(sizes[0] / 1.6, full[0] * 2.2))
+    names, counts = [f"r={rank}" for rank in ranks] + ["full"], [*sizes, full[0]]
+    bars = count.barh(names, counts, color=[LORA] * len(sizes) + [FULL])
+    bars[-1].set_hatch(MARKS[FULL][1])
+    count.bar_label(bars, [f"{n:,}" for n in counts], padding=3, fontsize=12)
+    count.set(title="Trainable parameters", xlim=(0, 1.7 * full[0]), xticks=[])
+    count.grid(visible=False)
+    count.invert_yaxis()
+    mark_recorded(score)
+    told = ", ".join(f"{mean(s):.2f} at r = {r}" for r, (_, s) in ranks.items())
+    return Picture(
+        fig,
+        "lora_comparison",
+        "LoRA comes near full fine-tuning, the star, with a fraction of its parameters.",
+        "Three panels. Losses of the live runs: both fall alike. Names right "
+        f"against trainable parameters: LoRA {told}; full fine-tuning {mean(full[1]):.2f}. Bars: "
+        f"from {sizes[0]:,} parameters at r = {min(ranks)} to {full[0]:,} for full fine-tuning.",
+    )
+
+
+def rates(
+    scores: Mapping[str, Mapping[float, Sequence[float]]], best: Mapping[str, float]
+) -> Picture:
+    """Names right against the learning rate, for LoRA and full fine-tuning: {rate: seeds} each;
+    a star at the rate that was chosen on validation."""
+    fig, ax = figure()
+    for (name, by_rate), color in zip(scores.items(), (LORA, FULL), strict=True):
+        line_with_spread(ax, list(by_rate), list(by_rate.values()), color, name)
+        ax.plot(best[name], mean(by_rate[best[name]]), "*", color=color, ms=20)
+    ticks = sorted({rate for by_rate in scores.values() for rate in by_rate})
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+    ax.minorticks_off()
+    ax.set(title="LoRA wants a higher learning rate", xlabel="learning rate", ylabel="names right")
+    ax.set(ylim=(0.4, 0.6))
+    ax.legend(loc="lower right")
+    mark_recorded(ax)
+    told = "; ".join(f"{name} is best at {rate:g}" for name, rate in best.items())
+    return Picture(
+        fig,
+        "04_rates",
+        "Stars: the rates that towns kept apart for the choice like best. Five seeds a point.",
+        f"Two lines over the learning rate, which rises and falls for each method: {told}.",
+    )
+
+
+def trained_or_cut(
+    ranks: Sequence[int], cut: Sequence[Sequence[float]], trained: Mapping[int, Sequence[float]]
+) -> Picture:
+    """Names right of LoRA trained at rank r, {rank: seeds}, and of full fine-tuning whose every ΔW
+    is cut to rank r, one group of seeds a rank."""
+    fig, ax = figure()
+    xs = range(len(ranks))
+    shown = [i for i in xs if ranks[i] in trained]
+    line_with_spread(ax, shown, [trained[ranks[i]] for i in shown], LORA, "trained at rank r")
+    line_with_spread(ax, xs, cut, FULL, "all weights trained, then cut to rank r")
+    eight = ranks.index(8)
+    up, down = mean(trained[8]), mean(cut[eight])
+    style = dict(size=17, weight="bold", va="center")
+    ax.text(eight - 0.12, up + 0.05, f"{up:.2f}", color=LORA, ha="right", **style)
+    ax.text(eight + 0.15, down - 0.01, f"{down:.2f}", color=FULL, **style)
+    ax.plot([eight, eight], [down, up], color=BLACK, ls=":")
+    ax.set_title("Eight directions are enough, if you train at eight")
+    ax.set_xticks(xs, map(str, ranks))
+    ax.set(xlabel="rank r (of 128)", ylabel="names right, unseen towns", ylim=(-0.03, 0.65))
+    ax.legend(loc="lower right")
+    mark_recorded(ax)
+    return Picture(
+        fig,
+        "lora_trained_or_cut",
+        "The same rank, two ways to get there.",
+        f"Two lines over the rank. LoRA trained at rank 8 writes {up:.2f} of unseen names right; "
+        f"full fine-tuning cut to rank 8 afterwards {down:.2f}. From rank 32 on the two are level.",
+    )
+
+
+def methods(scores: Mapping[str, float]) -> Picture:
+    """Names right by method, in the order full fine-tuning, LoRA, context table, from scratch."""
+    fig, ax = figure(height=3)
+    colors = (FULL, LORA, CONTEXT_TABLE, SCRATCH)
+    bars = ax.barh(list(scores), list(scores.values()), 0.7, color=colors)
+    for bar, color in zip(bars, colors, strict=True):
+        bar.set_hatch(MARKS[color][1])
+    ax.bar_label(bars, [f"{score:.0%}" for score in scores.values()], padding=4, fontsize=16)
+    ax.set(title="Names right on unseen towns, mean of six scripts", xticks=[], xlim=(0, 0.52))
+    ax.grid(visible=False)
+    ax.invert_yaxis()
+    mark_recorded(ax)
+    told = ", ".join(f"{name} {score:.0%}" for name, score in scores.items())
+    return Picture(
+        fig,
+        "04_methods",
+        "500 steps each, five seeds in each of six scripts; the table counts letters instead.",
+        f"Bars of the share of unseen towns that is written right, mean of six scripts: {told}.",
+    )
