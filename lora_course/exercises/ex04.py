@@ -100,9 +100,7 @@ step = Exercise(
         "every entry moved by lr, as with Adam; plain descent moves by lr times the gradient": (
             stepping(by=lambda p, lr: lr * p.grad.sign())
         ),
-        "only lora_B moved; lora_A is a factor, too": stepping(
-            lambda name: name.endswith("lora_B")
-        ),
+        "only lora_B moved; lora_A is a factor, too": stepping(lambda n: n.endswith("lora_B")),
         "the step also shrinks the weights, as weight decay does; plain descent does not": stepping(
             by=lambda p, lr: lr * (p.grad + 0.1 * p)
         ),

@@ -54,6 +54,11 @@ merge = Exercise(
         ),
         "α is divided by d_in; the rank is A.shape[0]": mixing(lambda a, r, i, o: (1, a / i)),
         "α is divided by d_out; the rank is B.shape[1]": mixing(lambda a, r, i, o: (1, a / o)),
+        "the scaling is applied twice": mixing(lambda a, r, i, o: (1, (a / r) ** 2)),
+        "ΔW is added twice, as by a second merge": mixing(lambda a, r, i, o: (1, 2 * a / r)),
+        "W is multiplied by the change; the change is added": (
+            lambda W, A, B, alpha: W * (alpha / len(A) * B @ A)
+        ),
         "ΔW is subtracted; merging adds it": mixing(lambda a, r, i, o: (1, -a / r)),
         "this is ΔW alone; the base weight W is missing": mixing(lambda a, r, i, o: (0, a / r)),
         "W is scaled too; α / r is for B A alone": mixing(lambda a, r, i, o: (a / r, a / r)),

@@ -1,1 +1,118 @@
 """Figures of notebook 05: merging."""
+
+from collections.abc import Mapping, Sequence
+
+from lora_course.figures.style import (
+    BLACK,
+    BLUE,
+    LORA,
+    PALE,
+    SKY,
+    Picture,
+    blues,
+    figure,
+    line,
+)
+
+
+def two_ways() -> Picture:
+    """What an adapted layer computes, unmerged and merged."""
+    from matplotlib.patches import Rectangle
+
+    fig, axes = figure(2, height=3)
+    drawn = {
+        "Unmerged: three products": (
+            ((2, 1.2, 3.4, PALE, "W"), (2, -0.8, 1.3, LORA, "A"), (4.1, -0.8, 1.3, LORA, "B")),
+            ((0.9, 0.6, 2, 1.6), (0.9, 0.4, 2, -0.4), (3.3, -0.4, 4.1, -0.4),
+             (5.4, 1.6, 6.4, 0.6), (5.4, -0.4, 6.4, 0.4)),
+        ),
+        "Merged: one": (
+            ((2, 0.1, 3.4, BLUE, "W + s · B A"),),
+            ((0.9, 0.5, 2, 0.5), (5.4, 0.5, 6.4, 0.5)),
+        ),
+    }  # fmt: skip
+    for ax, (title, (boxes, arrows)) in zip(axes, drawn.items(), strict=True):
+        for x, y, width, color, word in boxes:
+            ax.add_patch(Rectangle((x, y), width, 0.8, color=color, lw=0))
+            dark = "black" if color == PALE else "white"
+            ax.text(x + width / 2, y + 0.4, word, ha="center", va="center", size=16, color=dark)
+        for x, y, to_x, to_y in arrows:
+            ax.annotate("", (to_x, to_y), (x, y), arrowprops=dict(arrowstyle="->", lw=1.6))
+        for x, name in ((0.6, "x"), (6.7, "h")):
+            ax.text(x, 0.5, name, size=18, ha="center", va="center")
+        ax.set(title=title, xlim=(0, 7), ylim=(-1.1, 2.2))
+        ax.axis("off")
+    return Picture(
+        fig,
+        "05_two_ways",
+        "The same h, from three products or from one.",
+        "Two drawings. Unmerged, x goes through W, and beside it through A and B, and the two ways "
+        "are added to h. Merged, x goes through a single matrix, W + s · B A.",
+    )
+
+
+def change_sizes(ratios: Mapping[str, float]) -> Picture:
+    """‖ΔW‖ / ‖W‖ of every adapted layer, by kind of layer, a bar each."""
+    fig, ax = figure()
+    kinds = list(dict.fromkeys(path.rpartition(".")[2] for path in ratios))
+    colors, x, ticks = dict(zip(kinds, blues(len(kinds)), strict=True)), 0, {}
+    for kind in kinds:
+        mine = [r for path, r in ratios.items() if path.endswith(kind)]
+        ax.bar(range(x, x + len(mine)), mine, 0.85, color=colors[kind])
+        ticks[x + (len(mine) - 1) / 2] = kind
+        x += len(mine) + 1
+    ax.axhline(1, color=BLACK, ls=":")
+    ax.text(0, 1.03, "as large as W")
+    ax.set_xticks(list(ticks), list(ticks.values()))
+    ax.grid(axis="x", visible=False)
+    ax.set(title="The change is not small", ylabel="‖ΔW‖ / ‖W‖")
+    most, least = max(ratios, key=ratios.get), min(ratios, key=ratios.get)
+    return Picture(
+        fig,
+        "05_change_sizes",
+        "A bar for each adapted layer; the four blocks stand side by side.",
+        f"Bars of the size of ΔW over that of W for {len(ratios)} layers, from {ratios[least]:.2f} "
+        f"({least}) to {ratios[most]:.2f} ({most}). A dotted line marks 1: as large as W.",
+    )
+
+
+def drift(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
+    """Relative error of W over cycles of adding and subtracting: {dtype: {adapters: errors}}."""
+    fig, ax = figure()
+    for (dtype, by_adapters), color in zip(errors.items(), (SKY, BLUE), strict=True):
+        for (adapters, found), style in zip(by_adapters.items(), ("-", ":"), strict=True):
+            cycles = range(1, len(found) + 1)
+            mark = {} if style == "-" else {"marker": ""}
+            line(ax, cycles, found, color, f"{dtype}, {adapters}", ls=style, **mark)
+    ax.set(title="Subtracting does not bring the weight back", yscale="log")
+    ax.set(xlabel="cycles of adding and subtracting", ylabel="relative error of W")
+    ax.legend(loc="center right")
+    told = "; ".join(
+        f"{dtype}, {adapters}: {found[0]:.1g} after one cycle, {found[-1]:.1g} after {len(found)}"
+        for dtype, by_adapters in errors.items()
+        for adapters, found in by_adapters.items()
+    )
+    return Picture(
+        fig,
+        "05_drift",
+        "A kept copy of W has no error at all, so it is not on this axis.",
+        f"Relative error of a weight over cycles of merging and unmerging by subtraction. {told}.",
+    )
+
+
+def volume(scores: Mapping[float, float]) -> Picture:
+    """Names right against the volume λ of the adapter."""
+    fig, ax = figure()
+    line(ax, list(scores), list(scores.values()), LORA, markevery=1)
+    ax.axvline(1, color=BLACK, ls=":")
+    ax.text(1.02, 0.04, "as trained")
+    ax.text(0.02, 0.04, "the base")
+    ax.set(title="A wrong volume raises no error", xlabel="λ", ylabel="names right")
+    ax.set(ylim=(-0.02, max(scores.values()) + 0.1), xlim=(-0.05, max(scores) + 0.05))
+    told = ", ".join(f"{score:.2f} at {v:g}" for v, score in scores.items())
+    return Picture(
+        fig,
+        "05_volume_knob",
+        "Around λ = 1 lies a broad hill; on either side the names are lost.",
+        f"A line: names right of 100 unseen Georgian towns against the volume λ: {told}.",
+    )
