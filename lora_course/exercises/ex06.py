@@ -37,6 +37,11 @@ lora_parameters = Exercise(
         "this counts B alone; A (r × d_in) is trained too": counting(lambda o, i, r: r * o),
         "this takes both sides for d_in; B has d_out": counting(lambda o, i, r: 2 * r * i),
         "the rank is left out; each factor has r rows or columns": counting(lambda o, i, r: o + i),
+        "the rank is squared; A and B have it once each": counting(lambda o, i, r: r * r * (o + i)),
+        "this adds the weight itself; it is frozen": counting(lambda o, i, r: r * (o + i) + o * i),
+        "the mean of the sides was taken; A has d_in and B has d_out": (
+            counting(lambda o, i, r: r * (o + i) // 2)
+        ),
         "only the first matrix is counted; add over all of them": lambda shapes, rank: (
             reference_count(shapes[:1], rank)
         ),
@@ -97,6 +102,15 @@ choose_rate = Exercise(
         "it picks a run that diverged. Every comparison with nan is false, so min and sorted go "
         "wrong quietly: leave such runs out first": lambda results: min(results, key=bits)["lr"],
         "it picks the most bits; fewer are better": choosing(lambda row: -bits(row)),
+        "it picks the middle of the rates that were tried; their scores decide": lambda rows: (
+            sorted(row["lr"] for row in rows)[len(rows) // 2]
+        ),
+        "it picks the last run that did not diverge; compare their bits": lambda rows: finite(rows)[
+            -1
+        ]["lr"],
+        "it picks the run whose two scores agree best; the fewest validation bits decide": (
+            choosing(lambda row: abs(bits(row) - row["test"]["bits"]))
+        ),
         "it picks the smallest rate, whatever its score": choosing(lambda row: row["lr"]),
         "it picks the largest rate that was tried": lambda rows: max(row["lr"] for row in rows),
         'it returns the whole row; return its learning rate, row["lr"]': lambda results: min(

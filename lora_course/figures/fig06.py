@@ -1,13 +1,28 @@
 """Figures of notebook 06: hyperparameters."""
 
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
 import torch
 from torch import nn
 
-from lora_course.figures.style import FULL, LORA, blues, figure, line
+from lora_course.figures.style import (
+    BLACK,
+    FULL,
+    LORA,
+    TALL,
+    Picture,
+    bars_with_spread,
+    blues,
+    figure,
+    line,
+    line_with_spread,
+    mark_recorded,
+)
 from lora_lib.lora import LoRALinear
 
 
-def visualize_lora_hyperparameters():
+def visualize_lora_hyperparameters() -> Picture:
     """The lesson's last figure: LoRA's parameters against the rank, its scaling against alpha.
 
     Parameters are counted on real layers: W_q and W_v of 4 layers of width 256.
@@ -29,4 +44,119 @@ def visualize_lora_hyperparameters():
         line(right, alphas, alphas / rank, color, f"r = {rank}")
     right.set(title="Scaling α / r", xlabel="α", ylabel="scaling")
     right.legend()
-    return fig
+    return Picture(
+        fig,
+        "lora_hyperparameters",
+        "What needs no experiment: a count, and a division.",
+        f"Left: LoRA parameters against rank on logarithmic axes, a line from {counts[0]:,} "
+        f"at rank 1 to {counts[-1]:,} at rank {ranks[-1]}, where it meets the count of the full "
+        "matrices. Right: the scaling α / r against α, three lines, steeper for lower ranks.",
+    )
+
+
+def rate_and_rank(rows: Mapping[str, Mapping[int, Mapping[float, float]]]) -> Picture:
+    """Validation bits against the learning rate: a row a rule of α, a panel a rank; a star at the
+    best. `rows`: rule → {rank: {rate: bits}}."""
+    ranks = list(next(iter(rows.values())))
+    fig, axes = figure(len(ranks), len(rows), height=1.15 * TALL)
+    stars = {}
+    for axs, (rule, by_rank) in zip(axes, rows.items(), strict=True):
+        for ax, (rank, bits) in zip(axs, by_rank.items(), strict=True):
+            best = min(bits, key=bits.get)
+            stars[rule, rank] = best
+            line(ax, list(bits), list(bits.values()), LORA, markevery=1, ms=6)
+            ax.plot(best, bits[best], "*", color=LORA, ms=20, mec=BLACK)
+            ax.axvline(0.01, color=BLACK, ls=":", lw=1)
+            ax.text(0.05, 0.88, f"best {best:g}", transform=ax.transAxes, weight="bold")
+            ax.set(xscale="log", ylim=(0.42, 1.25), xlim=(4e-4, 7e-2))
+            ax.set_xticks((1e-3, 1e-2), ("0.001", "0.01"))
+            ax.minorticks_off()
+            ax.label_outer()
+            if rule == next(iter(rows)):
+                ax.set_title(f"r = {rank}")
+        axs[0].set_ylabel(f"{rule}\nbits")
+    fig.supxlabel("learning rate", fontsize=13)
+    mark_recorded(axes[0][-1])
+    told = "; ".join(
+        f"{rule}: " + ", ".join(f"{stars[rule, rank]:g} at r = {rank}" for rank in ranks)
+        for rule in rows
+    )
+    return Picture(
+        fig,
+        "06_rate_and_rank",
+        "Stars: the best rate of each rank. Dotted: 0.01 everywhere.",
+        "Small panels of validation bits against the learning rate, each a valley with a star at "
+        f"its lowest point; one row for each rule of α, one column for each rank. Best rates: {told}.",
+    )
+
+
+def one_rate_for_all(
+    ranks: Sequence[int],
+    fixed: Mapping[float, Sequence[Sequence[float]]],
+    tuned: Sequence[Sequence[float]],
+) -> Picture:
+    """Names right against rank: at two rates for all ranks, and at a rate for each."""
+    fig, (left, right) = figure(2)
+    for (rate, values), color in zip(fixed.items(), blues(2), strict=True):
+        line_with_spread(left, ranks, values, color, f"rate {rate:g}")
+    left.legend()
+    line_with_spread(right, ranks, tuned, LORA)
+    for ax, title in ((left, "One rate for all ranks"), (right, "A rate for each")):
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ranks, map(str, ranks))
+        ax.set(title=title, xlabel="rank", ylabel="names right", ylim=(-0.02, 0.6))
+        mark_recorded(ax)
+    told = "; ".join(
+        f"at {rate:g} {mean(v[0]):.2f} at r = {ranks[0]} and {mean(v[-1]):.2f} at r = {ranks[-1]}"
+        for rate, v in fixed.items()
+    )
+    return Picture(
+        fig,
+        "06_one_rate_for_all",
+        "Left, two opposite headlines from the same ranks; right, neither of them.",
+        f"Two panels of names right against rank. Left, at one rate for all: {told}. Right, with a "
+        f"rate tuned for each rank: from {mean(tuned[0]):.2f} up to {mean(tuned[-1]):.2f}.",
+    )
+
+
+def equal_budget(scores: Mapping[str, Sequence[float]]) -> Picture:
+    """Names right by choice of targets, at an equal number of parameters: {label: seeds}."""
+    fig, ax = figure()
+    bars_with_spread(ax, list(scores), {"equal budget": list(scores.values())}, [LORA])
+    ax.bar_label(
+        ax.containers[0], [f"{mean(s):.2f}" for s in scores.values()], padding=8, fontsize=14
+    )
+    ax.set(title="Where the rank is spent counts, too", ylabel="names right", ylim=(0, 0.65))
+    mark_recorded(ax)
+    told = ", ".join(f"{label.split(chr(10))[0]} {mean(s):.2f}" for label, s in scores.items())
+    return Picture(
+        fig,
+        "06_targets",
+        "About 79,000 parameters each; a line shows the lowest and the highest of five seeds.",
+        f"Bars of names right for choices of targets at an equal number of parameters: {told}.",
+    )
+
+
+def alpha_valleys(bits: Mapping[float, Mapping[float, float]]) -> Picture:
+    """Validation bits against the learning rate, a line for each α; a star at the best."""
+    fig, ax = figure()
+    best = {}
+    for (alpha, by_rate), color in zip(bits.items(), blues(len(bits)), strict=True):
+        line(ax, list(by_rate), list(by_rate.values()), color, f"α = {alpha:g}")
+        best[alpha] = min(by_rate, key=by_rate.get)
+        ax.plot(best[alpha], by_rate[best[alpha]], "*", color=color, ms=20, mec=BLACK)
+    rates = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
+    ax.set_xscale("log")
+    ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    ax.minorticks_off()
+    ax.set(title="A larger α wants a lower rate, and that is all", ylim=(0.5, 0.7))
+    ax.set(xlabel="learning rate", ylabel="validation bits")
+    ax.legend(loc="upper right")
+    mark_recorded(ax)
+    told = ", ".join(f"{bits[a][rate]:.2f} at {rate:g} for α = {a:g}" for a, rate in best.items())
+    return Picture(
+        fig,
+        "06_alpha_and_rate",
+        "Three valleys, one floor: bits at r = 8, a star at the best rate of each α.",
+        f"Validation bits against the learning rate for several α at r = 8; lowest points: {told}.",
+    )
