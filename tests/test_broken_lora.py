@@ -100,11 +100,11 @@ def test_a_claim_holds_and_fails_once_lora_is_broken(
     monkeypatch.setenv("LORA_LIB_STRICT", "1")
     cells = cells_for(notebook, statement)
     run(cells)
-    assert f"Holds. {statement}: measured" in capsys.readouterr().out
+    assert f"✓ {statement}: " in capsys.readouterr().out
     breakage(monkeypatch)
     with pytest.raises(AssertionError) as failed:
         run(cells)
-    assert str(failed.value).startswith(f"{statement}: measured")
+    assert str(failed.value).startswith(f"{statement}: ")
 
 
 def test_tests_pass_and_fail_once_lora_is_broken():

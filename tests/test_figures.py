@@ -86,6 +86,12 @@ FIGURES = {
     "clinic": ({name: {"losses": [5.0, 3.0, 2.0]} for name in ("healthy", *"ABCDE")},),
     "attention_maps": ({name: (torch.ones(12, 14), "Петрозаводск") for name in ("base", "adapted")},
                        ["BOS", *"Petrozavodsk", "SEP"]),
+    "two_ways": (),
+    "change_sizes": (torch.nn.ModuleDict({name: LAYER for name in
+                     ("W_q", "W_k", "W_v", "W_o", "linear1", "linear2", "classifier")}),),
+    "drift": ({dtype: {"six adapters in turn": [start, 30 * start], "one adapter": [start] * 2}
+               for dtype, start in (("bf16", 1e-3), ("float32", 3e-8))},),
+    "volume": ({0: 0.0, 0.5: 0.04, 0.75: 0.58, 1: 0.6, 1.25: 0.58, 1.5: 0.52, 2: 0.13},),
     "parameters_by_target": ({(name, r): 9_891 * r for name in ("W_q, W_v", "feed-forward", "all")
                               for r in (2, 8, 32)}, 944_163),
     "step_times": ({on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in
@@ -97,7 +103,8 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_can_be_read(name):
-    assert complaints(getattr(figures, name)(*FIGURES[name])) == []
+    drawn = getattr(figures, name)(*FIGURES[name])
+    assert complaints(getattr(drawn, "fig", drawn)) == []
 
 
 def test_a_figure_is_shown_with_its_alt_text_and_kept_where_asked(tmp_path, monkeypatch):
@@ -180,6 +187,18 @@ def test_the_comparison_has_the_three_panels_of_the_lesson():
     assert [bar.get_width() for bar in count.containers[0]] == [100, 5000]
     live = ["recorded" not in names(ax.texts) for ax in fig.axes]
     assert live == [True, False, True]
+
+
+def test_the_size_of_a_change_is_that_of_the_layers_of_the_model():
+    layer = LoRALinear(torch.nn.Linear(2, 2, bias=False), rank=1, alpha=1.0)
+    with torch.no_grad():
+        layer.original.weight.copy_(torch.eye(2))  # its norm is √2
+        layer.lora_A.fill_(1.5)
+        layer.lora_B.fill_(1)  # ΔW is 1.5 everywhere, and its norm 3
+    picture = figures.change_sizes(torch.nn.ModuleDict({"head": layer}))
+    [ax] = picture.fig.axes
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([3 / 2**0.5])
+    assert "2.12" in names(ax.texts) and "to 2.12 (head)" in picture.alt
 
 
 def test_the_picture_draws_to_scale_what_it_is_given():
