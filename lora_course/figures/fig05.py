@@ -74,8 +74,8 @@ def change_sizes(model: nn.Module) -> Picture:
     ax.text(0, 1.03, "as large as W")
     ax.set_xticks(list(ticks), list(ticks.values()))
     ax.grid(axis="x", visible=False)
-    least = min(ratios, key=ratios.get)
-    ax.set(title="The change is not small", ylabel="‖ΔW‖ / ‖W‖", ylim=(0, ratios[most] + 0.2))
+    least, top = min(ratios, key=ratios.get), max(1, ratios[most]) + 0.2
+    ax.set(title="The change is not small", ylabel="‖ΔW‖ / ‖W‖", ylim=(0, top))
     return Picture(
         fig,
         "05_change_sizes",
@@ -91,8 +91,7 @@ def drift(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     for (dtype, by_adapters), color in zip(errors.items(), (SKY, BLUE), strict=True):
         for (adapters, found), style in zip(by_adapters.items(), ("-", ":"), strict=True):
             cycles = range(1, len(found) + 1)
-            mark = {} if style == "-" else {"marker": ""}
-            line(ax, cycles, found, color, f"{dtype}, {adapters}", ls=style, **mark)
+            line(ax, cycles, found, color, f"{dtype}, {adapters}", ls=style)
     ax.set(title="Subtracting does not bring the weight back", yscale="log")
     ax.set(xlabel="cycles of adding and subtracting", ylabel="relative error of W")
     ax.legend(loc="center right")
