@@ -74,8 +74,8 @@ def change_sizes(model: nn.Module) -> Picture:
     ax.text(0, 1.03, "as large as W")
     ax.set_xticks(list(ticks), list(ticks.values()))
     ax.grid(axis="x", visible=False)
-    least, top = min(ratios, key=ratios.get), max(1, ratios[most]) + 0.2
-    ax.set(title="The change is not small", ylabel="‖ΔW‖ / ‖W‖", ylim=(0, top))
+    least = min(ratios, key=ratios.get)
+    ax.set(title="The change is not small", ylabel="‖ΔW‖ / ‖W‖", ylim=(0, max(1, ratios[most]) + 0.2))
     return Picture(
         fig,
         "05_change_sizes",
@@ -91,7 +91,8 @@ def drift(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     for (dtype, by_adapters), color in zip(errors.items(), (SKY, BLUE), strict=True):
         for (adapters, found), style in zip(by_adapters.items(), ("-", ":"), strict=True):
             cycles = range(1, len(found) + 1)
-            line(ax, cycles, found, color, f"{dtype}, {adapters}", ls=style)
+            hollow = {} if style == "-" else {"mfc": "white"}
+            line(ax, cycles, found, color, f"{dtype}, {adapters}", ls=style, **hollow)
     ax.set(title="Subtracting does not bring the weight back", yscale="log")
     ax.set(xlabel="cycles of adding and subtracting", ylabel="relative error of W")
     ax.legend(loc="center right")
