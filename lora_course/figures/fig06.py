@@ -60,7 +60,7 @@ def rate_and_rank(
     """Validation bits against the learning rate: a row a rule of α, a panel a rank; a star at the
     best. `rows`: rule → {rank: {rate: bits}}; `full_rate` is the best one for all weights."""
     ranks = list(next(iter(rows.values())))
-    fig, axes = figure(len(ranks), len(rows), height=1.3 * TALL)
+    fig, axes = figure(len(ranks), len(rows), height=1.2 * TALL)
     stars = {}
     for axs, (rule, by_rank) in zip(axes, rows.items(), strict=True):
         for ax, (rank, bits) in zip(axs, by_rank.items(), strict=True):
