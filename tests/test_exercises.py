@@ -10,6 +10,7 @@ from torch import nn
 
 from lora_course.exercises import checker, everything, ex02
 from lora_course.exercises.checker import Choice, Exercise
+from lora_course.tiny_lora import TinyLoRA
 from lora_lib import LoRALinear
 from lora_lib.targets import is_named
 
@@ -136,7 +137,7 @@ def inject_and_freeze(model, target, rank, alpha):
 def freeze_by_type(model, saved):
     model.requires_grad_(False)
     for path, module in model.named_modules():
-        if isinstance(module, LoRALinear):
+        if isinstance(module, TinyLoRA):
             module.lora_A.requires_grad = module.lora_B.requires_grad = True
         if is_named(path, saved):
             module.requires_grad_(True)

@@ -11,6 +11,7 @@ import torch
 from matplotlib.text import Text
 
 from lora_course import figures
+from lora_lib import add_lora_to_model, freeze_non_lora_params, load_pretrained
 from lora_lib.lora import LoRALinear
 from lora_lib.rank import k90
 
@@ -86,8 +87,7 @@ FIGURES = {
     "clinic": ({name: {"losses": [5.0, 3.0, 2.0]} for name in ("healthy", *"ABCDE")},),
     "attention_maps": ({name: (torch.ones(12, 14), "Петрозаводск") for name in ("base", "adapted")},
                        ["BOS", *"Petrozavodsk", "SEP"]),
-    "parameters_by_target": ({(name, r): 9_891 * r for name in ("W_q, W_v", "feed-forward", "all")
-                              for r in (2, 8, 32)}, 944_163),
+    "model_map": (add_lora_to_model(load_pretrained()[0])[0],),
     "step_times": ({on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in
                     ("CPU", "GPU")}, (128, 1024, 4096),
                    {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)}),
@@ -97,7 +97,8 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_can_be_read(name):
-    assert complaints(getattr(figures, name)(*FIGURES[name])) == []
+    drawn = getattr(figures, name)(*FIGURES[name])
+    assert complaints(getattr(drawn, "fig", drawn)) == []
 
 
 def test_a_figure_is_shown_with_its_alt_text_and_kept_where_asked(tmp_path, monkeypatch):
@@ -127,6 +128,28 @@ def test_hebrew_runs_from_right_to_left():
         return dark[:, np.flatnonzero(dark.any(axis=0))[-1] + np.arange(-15, 1)]
 
     assert (ink("בן") == ink("ב")).mean() > 0.999 > (ink("בן") == ink("ן")).mean()
+
+
+def test_the_map_says_what_trains_as_the_model_changes():
+    model = load_pretrained()[0]
+    texts = []
+    for change in (
+        lambda: None,
+        lambda: add_lora_to_model(model),
+        lambda: freeze_non_lora_params(model),
+    ):
+        change()
+        drawn = figures.model_map(model)
+        [ax] = drawn.fig.axes
+        texts.append((ax.get_title(loc="left"), drawn.alt.split("boxes: ")[1].split(". Emb")[0]))
+    assert texts == [
+        ("944,163 of 944,163 parameters train",
+         "0 frozen; 0 LoRA: only A and B train; 25 all of it trains"),
+        ("829,475 of 960,547 parameters train, 86.4 %",
+         "0 frozen; 8 LoRA: only A and B train; 17 all of it trains"),
+        ("16,384 of 960,547 parameters train, 1.7 %",
+         "17 frozen; 8 LoRA: only A and B train; 0 all of it trains"),
+    ]  # fmt: skip
 
 
 # --- the numbers ---------------------------------------------------------------------------------
