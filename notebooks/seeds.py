@@ -12,9 +12,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
-from execute import HERE, run
-
 from lora_course.claims import FAILS
+
+from execute import HERE, run
 
 
 def failures(path: Path, seed: int) -> list[str]:

@@ -85,8 +85,8 @@ def rate_and_rank(rows: Mapping[str, Mapping[int, Mapping[float, float]]]) -> Pi
         fig,
         "06_rate_and_rank",
         "Stars: the best rate of each rank. Dotted: 0.01 everywhere.",
-        "Small panels of validation bits against the learning rate, each a valley with a star at "
-        f"its lowest point; one row for each rule of α, one column for each rank. Best rates: {told}.",
+        "Small panels of validation bits against the learning rate, each a valley with a star "
+        f"at its lowest point; a row for each rule of α, a column for each rank. Best: {told}.",
     )
 
 

@@ -11,6 +11,7 @@ from lora_course.figures.style import (
     PALE,
     SCRATCH,
     TALL,
+    Picture,
     figure,
 )
 from lora_lib.lora import LoRALinear
@@ -22,7 +23,7 @@ def lora_in_one_picture(
     town: str,
     written: Mapping[str, tuple[str, bool]],
     scores: Mapping[str, float],
-):
+) -> Picture:
     """What LoRA is, what it does, and what it is worth: three panels.
 
     `layer`: gives W, A and B their shapes; `share`: of the model's parameters that is trained;
@@ -48,7 +49,17 @@ def lora_in_one_picture(
         result.text(0, y, name, va="center")
         result.text(scale * score + 0.1, y - 0.32, f"{score:.0%}", va="center", size=16)
     result.text(0, -0.5, "mean of six scripts, recorded", color=GREY, size=12)
-    return fig
+    names = ", ".join(f"{name} ({script})" for script, (name, _) in written.items())
+    bars = ", ".join(f"{name} {score:.0%}" for name, score in scores.items())
+    return Picture(
+        fig,
+        "lora_in_one_picture",
+        "What LoRA is, what it does, and what it is worth.",
+        "Three panels. The idea: beside a large frozen matrix W stand two thin ones, B and A, of "
+        f"rank {layer.rank}; h = Wx + (α/r) BAx; {share:.1%} of the parameters are trained. What "
+        f"it does: {town} as the base writes it, and with one adapter after another: {names}. What it "
+        f"is worth: bars of the share of unseen towns that is right, mean of six scripts: {bars}.",
+    )
 
 
 def _draw_idea(ax, layer: LoRALinear, share: float) -> None:
@@ -83,5 +94,5 @@ def _draw_town(ax, town: str, written: Mapping[str, tuple[str, bool]]) -> None:
         y = 2.9 - 0.65 * k
         ax.text(0, y, f"+ {script}" if k else "base", va="center", color=LORA if k else GREY)
         ax.text(1.25, y, name, va="center", size=20)
-        ax.text(2.85, y, "✓" if right else "", va="center", size=16)
-    ax.text(0, -0.5, "✓ a recorded spelling", color=GREY, size=12)
+        ax.text(2.85, y, "✓" if right else "✗", va="center", size=16)
+    ax.text(0, -0.5, "✓ as recorded, ✗ not", color=GREY, size=12)
