@@ -57,8 +57,8 @@ def lora_in_one_picture(
         "What LoRA is, what it does, and what it is worth.",
         "Three panels. The idea: beside a large frozen matrix W stand two thin ones, B and A, of "
         f"rank {layer.rank}; h = Wx + (α/r) BAx; {share:.1%} of the parameters are trained. What "
-        f"it does: {town} as the base writes it, and with one adapter after another: {names}. What it "
-        f"is worth: bars of the share of unseen towns that is right, mean of six scripts: {bars}.",
+        f"it does: {town} as the base writes it, and with one adapter after another: {names}. What "
+        f"it is worth: bars of the share of unseen towns written right, mean of six: {bars}.",
     )
 
 
