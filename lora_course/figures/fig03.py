@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from lora_course.figures.style import LORA, ORANGE, PALE, TALL, Picture, figure
+from lora_course.figures.style import LORA, ORANGE, PALE, Picture, figure
 from lora_course.georgian import reads
 from lora_lib.lora import count_parameters
 
@@ -16,7 +16,7 @@ def model_map(model: nn.Module) -> Picture:
     """The linear layers of a SmallTransformer as boxes, and how each of them trains."""
     from matplotlib.patches import Patch
 
-    fig, ax = figure(height=4.4)
+    fig, ax = figure(height=4)
     states = {}
     for b, block in enumerate(model.blocks):
         layers = dict(block.attention.named_children()) | dict(block.feed_forward.named_children())
@@ -77,7 +77,7 @@ def _box(ax, x: float, row: float, width: float, name: str, state: str) -> None:
 
 def attention_maps(maps: Mapping[str, tuple[Tensor, str]], columns: Sequence[str]) -> Picture:
     """One head's attention while it writes: a panel for each (weights, what was written)."""
-    fig, axes = figure(len(maps), height=TALL)
+    fig, axes = figure(len(maps), height=4.5)
     for ax, (title, (weights, written)) in zip(axes, maps.items(), strict=True):
         image = ax.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1)
         ax.set_xticks(range(len(columns)), columns)
