@@ -75,7 +75,7 @@ def step_times(
     wide.invert_yaxis()
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     mark_recorded(wide)
-    widest = {title: ratios["lora_lib"][max(widths)] for title, ratios in panels.items()}
+    widest = {title: list(ratios["lora_lib"])[-1] for title, ratios in panels.items()}
     told = ", ".join(f"{ratio:.2f} in the panel {title}" for title, ratio in widest.items())
     bars = ", ".join(f"{name} {ms:.0f} ms" for name, (ms, _) in decoder.items())
     return Picture(
@@ -257,7 +257,7 @@ def subspaces(panels: Mapping[str, Mapping[str, tuple]], width: int) -> Picture:
     fig, axes = figure(2, height=TALL)
     for ax, (side, pairs) in zip(axes, panels.items(), strict=True):
         colors = (LORA, BLUES[6], BLUES[1], BLUES[0])
-        for (pair, (sizes, groups)), color in zip(pairs.items(), colors, strict=True):
+        for (pair, (sizes, groups)), color in zip(pairs.items(), colors, strict=False):
             line_with_spread(ax, sizes, groups, color, pair)
         longest = max((sizes for sizes, _ in pairs.values()), key=len)
         ax.plot(longest, [i / width for i in longest], ls=":", color=BLACK, label="chance, i / d")
