@@ -12,8 +12,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RANK, LAYER, TRANSFORMER, TRAINING, MERGING, SUMMARY = (
-    "01_rank_intuition",
+LAYER, TRANSFORMER, TRAINING, MERGING, SUMMARY = (
     "02_lora_from_scratch",
     "03_lora_transformer",
     "04_training",
@@ -43,7 +42,6 @@ CLAIMS = {
         (MERGING, "largest difference of a logit"),
     ],
     breakages.train_the_base_too: [
-        (RANK, "optimizer state, full over LoRA"),
         (TRANSFORMER, "parameters in their factors: 8 layers · 8 · (256 + 256)"),
         (TRANSFORMER, "trainable beside the LoRA factors"),
     ],

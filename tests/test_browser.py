@@ -143,6 +143,16 @@ def test_make_lab_leads_to_a_figure_within_90_seconds_and_every_cell_runs(visit)
     assert visit.page.evaluate(FIGURES) == [n for n in FIGURE_CELLS if n < CUT]
 
 
+def test_a_figure_has_its_caption_below_and_its_alt_text_beside_it(visit):
+    """JupyterLab gives an image of a notebook no alt text, and cleans what is shown."""
+    for n in (n for n in FIGURE_CELLS if n < CUT):
+        [alt] = [output.metadata["image/png"]["alt"] for output in CELLS[n].outputs
+                 if "image/png" in output.get("data", ())]  # fmt: skip
+        caption = visit.page.locator(".jp-Notebook-cell").nth(n).locator("[role=img][aria-label]")
+        assert caption.is_visible() and len(caption.inner_text().split()) > 4
+        assert caption.get_attribute("aria-label") == alt
+
+
 def test_progress_bars_move_and_finish(visit):
     shares = [int(share) for bar in visit.bars for share in re.findall(r"(\d+)%", bar)]
     assert len(set(shares)) >= 3 and max(shares) > 90

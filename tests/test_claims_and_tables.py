@@ -91,7 +91,7 @@ def test_a_prediction_is_kept_until_the_answer_says_which_was_right(
 
 
 def test_a_question_that_nobody_asks_is_named_with_those_that_are():
-    with pytest.raises(LookupError, match="no prediction 'nose'; there are: noise"):
+    with pytest.raises(LookupError, match="no prediction 'nose'; there are: ending_i"):
         predictions.predict("nose")
 
 

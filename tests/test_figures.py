@@ -73,10 +73,13 @@ LAYER = LoRALinear(torch.nn.Linear(128, 128), rank=8)
 
 # Every figure of the course, with numbers and names as long as the notebooks have them.
 FIGURES = {
+    "memory": (112, 14.64),
+    "rank_pictures": ({name: torch.eye(48) for name in ("stripes", "checkers", "diagonal")},
+                      [1, 2, 4, 8, 16]),
     "rank_intuition": (torch.linspace(8, 0, 768), torch.linspace(0.1, 1, 768), 8),
-    "energy_curves": ({"simulated, rank 8": torch.ones(8), "real ΔW of W_q, block 1":
-                       torch.ones(128)}, (figures.SKY, figures.FULL)),
-    "cut_curve": ([0, 8, 128], LEVELS, {8: LEVELS[2]}),
+    "energy_curves": ({"built with rank 8": torch.ones(8), "a real ΔW": torch.ones(128)},
+                      (figures.SKY, figures.FULL)),
+    "cut_curve": ([0, 8, 128], LEVELS),
     "visualize_lora_hyperparameters": (),
     "comparison": ({name: torch.linspace(6, 1, 240).tolist() for name in LABELS[:3]},
                    {2**k: (9_891 * 2**k, LEVELS[1]) for k in range(7)}, (944_163, LEVELS[2])),
@@ -97,7 +100,8 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_can_be_read(name):
-    assert complaints(getattr(figures, name)(*FIGURES[name])) == []
+    drawn = getattr(figures, name)(*FIGURES[name])
+    assert complaints(getattr(drawn, "fig", drawn)) == []
 
 
 def test_a_figure_is_shown_with_its_alt_text_and_kept_where_asked(tmp_path, monkeypatch):
@@ -147,19 +151,38 @@ def test_spread_is_drawn_as_mean_lowest_and_highest():
     assert [data(whisker)[1] for whisker in ax.lines] == [[1, 6], [5, 7]]
 
 
+def test_the_memory_of_both_is_drawn_beside_w_b_and_a_and_a_thin_factor_fits_w():
+    bars, idea = figures.memory(112, 14.64).fig.axes
+    assert [bar.get_height() for bar in bars.containers[0]] == [112, 14.64]
+    assert {"112 GB", "14.6 GB"} < {*names(bars.texts)}
+    w, b, a = ((p.get_width(), p.get_height()) for p in idea.patches)
+    assert (b[1], a[0]) == (w[1], w[0]) and b[0] == a[1] < w[0] / 4
+
+
+def test_pictures_are_rebuilt_from_their_strongest_tables_and_say_their_rank():
+    two = torch.zeros(6, 6)
+    two[0], two[:, 0] = 1, 1
+    picture = figures.rank_pictures({"corner": two, "eye": torch.eye(6)}, [1, 2])
+    shown = [ax.images[0].get_array() for ax in picture.fig.axes]  # row by row
+    assert np.allclose(shown[0], two) and np.allclose(shown[4], two, atol=1e-6)
+    assert [np.linalg.matrix_rank(x, tol=1e-4) for x in shown] == [2, 6, 1, 1, 2, 2]
+    assert "corner 2, eye 6" in picture.alt
+
+
 def test_energy_curves_mark_the_k90_of_the_library():
     spectra = {"one": torch.tensor([3.0, 0.1]), "flat": torch.ones(10).double()}
-    [ax] = figures.energy_curves(spectra, [figures.RED, figures.BLUE]).axes
+    picture = figures.energy_curves(spectra, [figures.RED, figures.BLUE])
+    [ax] = picture.fig.axes
+    assert "one: 1; flat: 9." in picture.alt
     one, flat = (line(ax, f"{name}: k90 = {k90(values)}") for name, values in spectra.items())
     assert (one.get_markevery(), flat.get_markevery()) == ([0], [8])  # k = 1 and k = 9
 
 
-def test_cut_and_trained_stand_at_the_same_ranks():
-    cut = [[0.0, 0.1], [0.2, 0.4], [0.5, 0.5]]
-    [ax] = figures.cut_curve([1, 8, 64], cut, trained={8: [0.5, 0.6], 2: [0.9]}).axes
-    curve, trained = (line(ax, label) for label in names(ax.get_legend().get_texts()))
+def test_the_curve_of_cuts_is_drawn_and_told_by_the_mean_at_each_rank():
+    picture = figures.cut_curve([1, 8, 64], [[0.0, 0.1], [0.2, 0.4], [0.5, 0.5]])
+    curve = picture.fig.axes[0].lines[0]
     assert data(curve) == ([0, 1, 2], pytest.approx([0.05, 0.3, 0.5]))
-    assert data(trained) == ([1], pytest.approx([0.55]))
+    assert "0.05 at 1, 0.30 at 8, 0.50 at 64" in picture.alt
 
 
 def test_the_figure_of_hyperparameters_counts_real_layers():

@@ -85,11 +85,11 @@ mostly_zero = Choice(
         "never a slanting line",
         "few, since 99.9 % of its entries are zero": "zeros are cheap to store and say nothing of "
         "the rank; look at the diagonal among the pictures above",
-        "500, as for noise": "that is where k90 of noise lies; k90 counts strong directions, the "
-        "rank counts all",
         "1,000": "Each 1 stands in a row and column of its own, so each needs a table of its own: "
         "this matrix has the largest rank that there is.",
+        "500, as for noise": "that is where k90 of noise lies; k90 counts strong directions, the "
+        "rank counts all",
     },
-    right="d",
+    right="c",
     hint="Try it with three: which tables add up to a diagonal of three ones?",
 )
