@@ -149,6 +149,7 @@ def test_a_figure_has_its_caption_below_and_its_alt_text_beside_it(visit):
         [alt] = [output.metadata["image/png"]["alt"] for output in CELLS[n].outputs
                  if "image/png" in output.get("data", ())]  # fmt: skip
         caption = visit.page.locator(".jp-Notebook-cell").nth(n).locator("[role=img][aria-label]")
+        caption.scroll_into_view_if_needed()
         assert caption.is_visible() and len(caption.inner_text().split()) > 4
         assert caption.get_attribute("aria-label") == alt
 
