@@ -1,6 +1,7 @@
-"""What a training costs: bytes, and positions spent on padding."""
+"""What a model costs: seconds; in training also bytes, and positions spent on padding."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -29,3 +30,14 @@ def padding_fraction(batches: Sequence[Batch]) -> float:
     """The part of all input positions that is padding."""
     positions = sum(b.input_ids.numel() for b in batches)
     return sum((b.input_ids == Tokenizer.PAD).sum().item() for b in batches) / positions
+
+
+def fastest_seconds(models: Mapping[str, Callable], *inputs, turns: int = 40) -> dict[str, float]:
+    """{name: seconds of the fastest call}: other work on the machine only ever adds to a time. The
+    models take turns, so that a busy moment hits all of them."""
+    taken = {name: [] for name in models}
+    for name in list(models) * turns:
+        start = time.perf_counter()
+        models[name](*inputs)
+        taken[name].append(time.perf_counter() - start)
+    return {name: min(seconds) for name, seconds in taken.items()}

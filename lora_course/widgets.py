@@ -1,17 +1,21 @@
-"""Three things to play with in JupyterLab: your town in every script, the rank of ΔW, its volume.
+"""To play with in JupyterLab: your town in every script, a start of A and B, the rank of ΔW, its
+volume.
 
-Each is a control, and under it a table that is written anew whenever the control moves. ipywidgets
+Each is a control or two, and under it what is written anew whenever a control moves. ipywidgets
 sends the newest value only, once the kernel has answered the one before, so no queue builds up.
 """
 
+import base64
 import copy
 import html
+import io
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from ipywidgets import HTML, FloatSlider, IntSlider, Text, ValueWidget, VBox
 from torch import Tensor, nn
 
+from lora_course import figures
 from lora_course.directions import linear_weights
 from lora_course.tables import names_html
 from lora_lib.adapters import load_adapter
@@ -113,6 +117,36 @@ def one_adapter_per_row(scripts: Sequence[str | None]) -> tuple[SmallTransformer
         layers = [m.get_submodule(path) for m in adapted]
         model.set_submodule(path, AdapterPerRow(layers))
     return model, tokenizer
+
+
+# --- a start of A and B ---------------------------------------------------------------------------
+
+Descent = Callable[[float, float], list[tuple[float, float]]]
+
+
+def start_sliders(descend: Descent, A: float = 0.0, B: float = 0.0) -> VBox:
+    """Two sliders, and below them where `descend(A, B)`, all points of a path, leads."""
+    sliders = [
+        FloatSlider(value, min=-2, max=2, step=0.05, description=name, layout=_WIDE)
+        for name, value in (("A", A), ("B", B))
+    ]
+    page = HTML()
+
+    def draw(_=None):
+        start = tuple(slider.value for slider in sliders)
+        map_ = figures.landscape({"your start": descend(*start)})
+        page.value = f'<img src="{_data_url(map_.fig)}" alt="{html.escape(map_.alt, quote=True)}">'
+
+    for slider in sliders:
+        slider.observe(draw, names="value")
+    draw()
+    return VBox([*sliders, page])
+
+
+def _data_url(fig) -> str:
+    drawn = io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=80)
+    return f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"
 
 
 # --- how much of ΔW ------------------------------------------------------------------------------

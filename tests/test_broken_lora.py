@@ -21,32 +21,29 @@ LAYER, TRANSFORMER, TRAINING, MERGING, SUMMARY = (
 )
 CLAIMS = {
     breakages.start_B_at_random: [
-        (LAYER, "A new LoRALinear differs from its nn.Linear by"),
-        (LAYER, "A's gradient on step 1"),
-        (TRANSFORMER, "largest difference of the scores after the injection"),
+        (LAYER, "a new LoRALinear differs from its nn.Linear by"),
+        (TRANSFORMER, "largest difference of a score after injecting"),
     ],
     breakages.leave_out_the_scaling: [
-        (LAYER, "The class differs from the raw tensors by at most"),
-        (LAYER, "Scaling at r = 8, α = 16"),
+        (LAYER, "LoRALinear differs from TinyLoRA by"),
         (SUMMARY, "formula and library differ by"),
     ],
     breakages.leave_out_the_scaling_in_forward_only: [
-        (LAYER, "The class differs from the raw tensors by at most"),
+        (LAYER, "LoRALinear differs from TinyLoRA by"),
         (MERGING, "largest difference of a logit"),
     ],
     breakages.freeze_the_new_head: [
-        (TRANSFORMER, "parameters of the head that train, head in modules_to_save"),
+        (TRANSFORMER, "parameters of a head in modules_to_save that train"),
     ],
     breakages.drop_the_rank_path: [
-        (LAYER, "The class differs from the raw tensors by at most"),
+        (LAYER, "LoRALinear differs from TinyLoRA by"),
         (MERGING, "largest difference of a logit"),
     ],
     breakages.train_the_base_too: [
-        (TRANSFORMER, "parameters in their factors: 8 layers · 8 · (256 + 256)"),
-        (TRANSFORMER, "trainable beside the LoRA factors"),
+        (TRANSFORMER, "parameters that train beside A and B"),
     ],
     breakages.train_on_test_towns: [
-        (TRAINING, "test towns that are trained on, in any script"),
+        (TRAINING, "test towns that are trained on"),
     ],
 }
 
@@ -98,11 +95,11 @@ def test_a_claim_holds_and_fails_once_lora_is_broken(
     monkeypatch.setenv("LORA_LIB_STRICT", "1")
     cells = cells_for(notebook, statement)
     run(cells)
-    assert f"Holds. {statement}: measured" in capsys.readouterr().out
+    assert f"✓ {statement}: " in capsys.readouterr().out
     breakage(monkeypatch)
     with pytest.raises(AssertionError) as failed:
         run(cells)
-    assert str(failed.value).startswith(f"{statement}: measured")
+    assert str(failed.value).startswith(f"{statement}: ")
 
 
 def test_tests_pass_and_fail_once_lora_is_broken():

@@ -43,6 +43,7 @@ def test_every_broken_run_shows_the_sign_of_its_fault(runs, base, tokenizer):
     assert d["trainable"] == healthy["trainable"] and d["gradient_B"] > 0 == d["change_B"]
     assert e["losses"][0] > healthy["losses"][0] + 0.4
     assert e["trainable"] == e["held"] == healthy["trainable"]  # the new head is not among them
+    assert a["reads"] == d["reads"] == "Батман"  # what the base writes
     assert f"about {math.log(base.classifier.out_features):.1f} nats" in ex04.diagnose.why
 
 
@@ -65,14 +66,16 @@ def test_importing_the_exercises_reads_no_weights():
 RIGHT = {"A": "d", "B": "c", "C": "e", "D": "a", "E": "b"}
 EMPTY = dict.fromkeys(RIGHT)
 VERDICTS = [
-    (None, "Not attempted yet. Replace each None by the letter of a cause"),
-    (EMPTY, "Not attempted yet. Replace each None"),
+    (None, "Not attempted yet. Give each run the letter of a cause"),
+    (EMPTY, "Not attempted yet. Give each run"),
+    (dict.fromkeys(RIGHT, ""), "Not attempted yet. Give each run"),
     (RIGHT, "Right. The signs that decide. A: the gradients of A and of B are both exactly zero;"),
     ({run: letter.upper() for run, letter in RIGHT.items()}, "Right. "),
-    (RIGHT | {"A": "a"}, "Not right yet: 1 of 5 runs.\n  A: if the optimizer was built before the "
-     "injection, then the optimizer holds the whole base's scalars"),
+    (RIGHT | {"A": "a"}, "Not right yet: 4 of 5 runs are right.\n  A: if the optimizer was "
+     "built before the injection, then the optimizer holds the whole base's scalars"),
     (RIGHT | {"B": "z", "C": 3}, "  B: 'z' is not an option; give one of a, b, c, d, e\n  C: 3 is"),
-    (EMPTY | {"A": "d"}, "  A: right\n  B: not answered"),
+    (EMPTY | {"A": "d"}, "  A: right: the gradients of A and of B are both exactly zero\n"
+     "  B: not answered"),
     ({"A": "d"}, "Not right yet: give a letter for each run"),
     ("dceab", "Not right yet: give a letter for each run"),
     ({1: "a"}, "Not right yet: give a letter for each run"),

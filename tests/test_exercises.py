@@ -1,5 +1,6 @@
 """Every exercise: each of its mistakes gets its own message, and right answers pass."""
 
+import copy
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from lora_course.exercises import checker, everything, ex02
 from lora_course.exercises.checker import Choice, Exercise
+from lora_course.tiny_lora import TinyLoRA
 from lora_lib import LoRALinear
 from lora_lib.targets import is_named
 
@@ -119,6 +121,28 @@ def initialise_as_the_lesson(d_out, d_in, rank):
     return [nn.Parameter(0.01 * torch.randn(rank, d_in)), nn.Parameter(torch.zeros(d_out, rank))]
 
 
+class TinyInFunctions(nn.Module):
+    def __init__(self, original, rank=8, alpha=16.0):
+        super().__init__()
+        self.original, self.scaling = original, torch.tensor(alpha / rank)
+        for parameter in original.parameters():
+            parameter.requires_grad = False
+        d_out, d_in = original.weight.shape
+        self.register_parameter("lora_A", nn.Parameter(torch.empty(rank, d_in)))
+        self.register_parameter("lora_B", nn.Parameter(torch.empty(d_out, rank)))
+        nn.init.normal_(self.lora_A, std=0.01)
+        nn.init.zeros_(self.lora_B)
+
+    def forward(self, x):
+        return F.linear(F.linear(x * self.scaling, self.lora_A), self.lora_B) + self.original(x)
+
+
+class TinyByEinsum(TinyLoRA):
+    def forward(self, x):
+        small = torch.einsum("...i,ri->...r", x, self.lora_A)
+        return self.original(x) + torch.einsum("...r,or->...o", small, self.lora_B) * self.scaling
+
+
 def inject_by_parents(model, target, rank, alpha):
     wanted = target.split(".")
     for parent_path, parent in list(model.named_modules()):
@@ -136,7 +160,7 @@ def inject_and_freeze(model, target, rank, alpha):
 def freeze_by_type(model, saved):
     model.requires_grad_(False)
     for path, module in model.named_modules():
-        if isinstance(module, LoRALinear):
+        if isinstance(module, TinyLoRA):
             module.lora_A.requires_grad = module.lora_B.requires_grad = True
         if is_named(path, saved):
             module.requires_grad_(True)
@@ -192,6 +216,7 @@ RIGHT = {
     "01 k90": [k90_by_loop, k90_by_search, lambda values: float(k90_by_loop(values))],
     "02 forward": [forward_in_functions, forward_by_einsum],
     "02 initialise": [initialise_as_the_library, initialise_as_the_lesson],
+    "02 tiny_lora": [TinyInFunctions, TinyByEinsum],
     "03 inject": [inject_by_parents, inject_and_freeze],
     "03 freeze": [freeze_by_type, freeze_by_parameter],
     "04 step": [step_with_an_optimizer, step_without_backward],
@@ -220,6 +245,24 @@ def forward_in_numpy(x, weight, A, B, alpha):
 
 def initialise_with_whole_b(d_out, d_in, rank):
     return torch.randn(rank, d_in) / math.sqrt(d_in), torch.zeros(d_out, rank, dtype=torch.int64)
+
+
+class TinyWithoutReturn(TinyLoRA):
+    def forward(self, x):
+        self.original(x)
+
+
+class TinyOfACopy(TinyLoRA):
+    def __init__(self, original, rank=8, alpha=16.0):
+        super().__init__(copy.deepcopy(original), rank, alpha)
+
+
+class TinyWithOtherNames(nn.Module):
+    def __init__(self, original, rank=8, alpha=16.0):
+        super().__init__()
+        self.original = original.requires_grad_(False)
+        self.A = nn.Parameter(0.01 * torch.randn(rank, original.in_features))
+        self.B = nn.Parameter(torch.zeros(original.out_features, rank))
 
 
 def inject_and_spoil(model, target, rank, alpha):
@@ -262,6 +305,9 @@ WRONG = [
         lambda x, W, A, B, alpha: ex02.reference_forward(x, W + 0, A, B, alpha),
         "a copy",
     ),
+    ("02 tiny_lora", TinyWithoutReturn, "the output at the start: expected"),
+    ("02 tiny_lora", TinyOfACopy, "the layer it was given: expected True, and False came"),
+    ("02 tiny_lora", TinyWithOtherNames, "'lora_A', 'lora_B'"),
     ("03 inject", inject_and_spoil, "the output at the start: expected 'as before', and 'moved'"),
     ("04 step", step_of(torch.optim.Adam), "as with Adam"),
     ("04 step", step_of(torch.optim.AdamW), "the first step, divided by lr: the shape (40,) is"),
@@ -279,6 +325,18 @@ WRONG = [
 def test_a_wrong_answer_that_is_no_mistake_of_the_list_is_told_what_came(said, name, answer, words):
     out = said(name, answer)
     assert out.startswith("Not right yet: ") and words in out
+
+
+def test_the_page_goes_on_with_the_learners_class_only_where_it_is_right(capsys):
+    class WithoutForward(TinyLoRA):
+        def forward(self, x):
+            raise NotImplementedError
+
+    for unfinished in (None, WithoutForward, ex02.PlainTensors, TinyLoRA):
+        assert ex02.yours_or_complete(unfinished) is TinyLoRA
+        assert capsys.readouterr().out == "The page goes on with a complete TinyLoRA.\n"
+    assert ex02.yours_or_complete(TinyByEinsum) is TinyByEinsum
+    assert capsys.readouterr().out == "The page goes on with your class.\n"
 
 
 # --- questions -----------------------------------------------------------------------------------

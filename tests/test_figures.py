@@ -1,5 +1,6 @@
 """Figures draw the numbers they are given, and can be read. No picture is compared."""
 
+import html
 import io
 from itertools import combinations
 from unittest.mock import patch
@@ -11,6 +12,7 @@ import torch
 from matplotlib.text import Text
 
 from lora_course import figures
+from lora_lib import add_lora_to_model, freeze_non_lora_params, load_pretrained
 from lora_lib.lora import LoRALinear
 from lora_lib.rank import k90
 
@@ -80,8 +82,28 @@ FIGURES = {
     "energy_curves": ({"built with rank 8": torch.ones(8), "a real ΔW": torch.ones(128)},
                       (figures.SKY, figures.FULL)),
     "cut_curve": ([0, 8, 128], LEVELS),
+    "trained_or_cut": ([0, 8, 128], LEVELS, {8: LEVELS[2]}),
+    "nine_numbers": (torch.tensor([[1], [2], [-1], [0]]), torch.tensor([[3, 0, 1, 2, 5]])),
+    "landscape": ({"A = 1, B = 0": [(1.0, 0.0), (1.9, 1.6)], "both zero": [(0.0, 0.0)] * 2,
+                   "A = −0.3, B = 0": [(-0.3, 0.0), (-1.7, -1.7)],
+                   "A = 0, B = −1": [(0.0, -1.0), (-1.6, -1.9)]},),
+    "growing_strengths": ([torch.tensor([4.0, 3, 2, 1, 0, 0, 0, 0]) * k / 240
+                           for k in range(241)], [4, 3, 2, 1]),
     "visualize_lora_hyperparameters": (),
-    "comparison": ({name: torch.linspace(6, 1, 240).tolist() for name in LABELS[:3]},
+    "rate_and_rank": ({rule: {r: {rate: 0.5 + rate for rate in (0.001, 0.01, 0.05)}
+                              for r in (1, 4, 16, 64)} for rule in ("α = 2r", "α = 16")}, 0.001),
+    "one_rate_for_all": ([2**k for k in range(7)], {0.002: [LEVELS[1]] * 7, 0.01: [LEVELS[2]] * 7},
+                         [LEVELS[2]] * 7),
+    "equal_budget": ({f"{name}\nr = 38": LEVELS[2] for name in ("W_q, W_v", "attention",
+                      "feed-forward", "blocks", "all-linear")},),
+    "alpha_valleys": ({alpha: {rate: 0.5 + rate for rate in (0.001, 0.01, 0.05)}
+                       for alpha in (4.0, 16.0, 64.0)},),
+    "sequence": ("Batman", "ბათმანი"),
+    "rates": ({name: {0.001: LEVELS[1], 0.01: LEVELS[2]} for name in LABELS[:2]},
+              dict.fromkeys(LABELS[:2], 0.01)),
+    "methods": (dict(zip(("full fine-tuning", "LoRA, r = 8", "counting letters", "from scratch"),
+                         (0.43, 0.39, 0.3, 0.18), strict=True)),),
+    "comparison": ({name: torch.linspace(6, 1, 240).tolist() for name in LABELS[:2]},
                    {2**k: (9_891 * 2**k, LEVELS[1]) for k in range(7)}, (944_163, LEVELS[2])),
     "methods_by_script": ({name: [SEEDS["high"]] * 6 for name in LABELS}, SIX),
     "scores_by_pairs": ((100, 300, 1000, 2637),
@@ -89,8 +111,20 @@ FIGURES = {
     "clinic": ({name: {"losses": [5.0, 3.0, 2.0]} for name in ("healthy", *"ABCDE")},),
     "attention_maps": ({name: (torch.ones(12, 14), "Петрозаводск") for name in ("base", "adapted")},
                        ["BOS", *"Petrozavodsk", "SEP"]),
-    "parameters_by_target": ({(name, r): 9_891 * r for name in ("W_q, W_v", "feed-forward", "all")
-                              for r in (2, 8, 32)}, 944_163),
+    "model_map": (add_lora_to_model(load_pretrained()[0])[0],),
+    "two_ways": (),
+    "change_sizes": (torch.nn.ModuleDict({name: LAYER for name in
+                     ("W_q", "W_k", "W_v", "W_o", "linear1", "linear2", "classifier")}),),
+    "drift": ({dtype: {"six adapters in turn": [start, 30 * start], "one adapter": [start] * 2}
+               for dtype, start in (("bf16", 1e-3), ("float32", 3e-8))},),
+    "volume": ({0: 0.0, 0.5: 0.04, 0.75: 0.58, 1: 0.6, 1.25: 0.58, 1.5: 0.52, 2: 0.13},),
+    "k90_by_matrix": ({name: {(m, i): 20.0 + i for m in ("W_k", "W_o", "W_q", "W_v")
+                              for i in range(4)} for name in LABELS[:4]}, 65.0),
+    "intruders": ({128: torch.rand(99) / 3, 4096: torch.rand(99) / 9}, torch.rand(99)),
+    "rank_and_width": ([("here", "attention", 128, (1, 8, 64), (0.1, 0.4, 0.5)),
+                        ("GPT-3", "attention", 12288, (1, 8, 64), (74.1, 74.0, 73.9))],),
+    "subspaces": ({side: {f"r = {r}, other seed": ([1, 8, 64], LEVELS) for r in (8, 64)}
+                   for side in "AB"}, 128),
     "step_times": ({on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in
                     ("CPU", "GPU")}, (128, 1024, 4096),
                    {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)}),
@@ -109,14 +143,18 @@ def test_a_figure_is_shown_with_its_alt_text_and_kept_where_asked(tmp_path, monk
     monkeypatch.setattr("IPython.display.display", shown.append)
     monkeypatch.delenv("LORA_LIB_FIGURES", raising=False)
     monkeypatch.chdir(tmp_path)
-    figures.show(figures.visualize_lora_hyperparameters(), "name", "Two panels.")
+    picture = figures.visualize_lora_hyperparameters()
+    picture._ipython_display_()
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("LORA_LIB_FIGURES", str(tmp_path))
-    figures.show(figures.visualize_lora_hyperparameters(), "name", "Two panels.")
-    picture, again = shown
-    assert picture._repr_mimebundle_()[1]["image/png"] == {"width": 1000, "alt": "Two panels."}
-    assert picture.data == again.data == (tmp_path / "name.png").read_bytes()
-    assert matplotlib.image.imread(io.BytesIO(picture.data)).shape == (630, 1500, 4)  # sharp
+    picture._ipython_display_()
+    image, caption, again, _ = shown
+    kept = {"width": 1000, "alt": picture.alt}
+    assert image._repr_mimebundle_()[1]["image/png"] == kept
+    assert image.data == again.data == (tmp_path / f"{picture.name}.png").read_bytes()
+    assert matplotlib.image.imread(io.BytesIO(image.data)).shape == (630, 1500, 4)  # sharp
+    page = html.unescape(caption.data)
+    assert f'aria-label="{picture.alt}"' in page and f"<em>{picture.caption}</em>" in page
 
 
 def test_hebrew_runs_from_right_to_left():
@@ -131,6 +169,49 @@ def test_hebrew_runs_from_right_to_left():
         return dark[:, np.flatnonzero(dark.any(axis=0))[-1] + np.arange(-15, 1)]
 
     assert (ink("בן") == ink("ב")).mean() > 0.999 > (ink("בן") == ink("ן")).mean()
+
+
+def test_the_landscape_marks_what_moves_and_what_stays():
+    paths = {"one zero": [(1.0, 0.0), (1.5, 2.0)], "two zeros": [(0.0, 0.0), (0.0, 0.0)]}
+    picture = figures.landscape(paths)
+    [ax] = picture.fig.axes
+    moved, stayed = ax.lines
+    assert (data(moved), data(stayed)) == (([1.0, 1.5], [0.0, 2.0]), ([0.0], [0.0]))
+    assert {"one zero", "two zeros: stays", "Two zeros never move"} < {
+        *names(ax.texts),
+        ax.get_title(loc="left"),
+    } | {"B A = 3: no error"}
+    assert "from one zero to A = 1.50, B = 2.00; from two zeros to A = 0.00" in picture.alt
+
+
+def test_strengths_are_drawn_each_by_itself_and_the_others_by_their_largest():
+    history = [torch.tensor([3.0, 1.0, 0.2, 0.1]) * k for k in (0, 0.5, 1)]
+    picture = figures.growing_strengths(history, [3.0, 1.0])
+    ends = [data(one)[1][-1] for one in picture.fig.axes[0].lines]
+    assert ends == pytest.approx([3.0, 1.0, 0.2])
+    assert "end at 3.00, 1.00; dotted lines stand at 3, 1." in picture.alt
+
+
+def test_the_map_says_what_trains_as_the_model_changes():
+    model = load_pretrained()[0]
+    texts = []
+    for change in (
+        lambda: None,
+        lambda: add_lora_to_model(model),
+        lambda: freeze_non_lora_params(model),
+    ):
+        change()
+        drawn = figures.model_map(model)
+        [ax] = drawn.fig.axes
+        texts.append((ax.get_title(loc="left"), drawn.alt.split("boxes: ")[1].split(". Emb")[0]))
+    assert texts == [
+        ("944,163 of 944,163 parameters train",
+         "0 frozen; 0 LoRA: only A and B train; 25 all of it trains"),
+        ("829,475 of 960,547 parameters train, 86.4 %",
+         "0 frozen; 8 LoRA: only A and B train; 17 all of it trains"),
+        ("16,384 of 960,547 parameters train, 1.7 %",
+         "17 frozen; 8 LoRA: only A and B train; 0 all of it trains"),
+    ]  # fmt: skip
 
 
 # --- the numbers ---------------------------------------------------------------------------------
@@ -185,8 +266,17 @@ def test_the_curve_of_cuts_is_drawn_and_told_by_the_mean_at_each_rank():
     assert "0.05 at 1, 0.30 at 8, 0.50 at 64" in picture.alt
 
 
+def test_cut_and_trained_stand_at_the_same_ranks():
+    cut = [[0.0, 0.1], [0.2, 0.4], [0.5, 0.5]]
+    [ax] = figures.trained_or_cut([1, 8, 64], cut, trained={8: [0.5, 0.6], 2: [0.9]}).fig.axes
+    trained, curve = (line(ax, label) for label in names(ax.get_legend().get_texts()))
+    assert data(curve) == ([0, 1, 2], pytest.approx([0.05, 0.3, 0.5]))
+    assert data(trained) == ([1], pytest.approx([0.55]))
+    assert {"0.55", "0.30"} <= set(names(ax.texts))  # the two numbers at rank 8
+
+
 def test_the_figure_of_hyperparameters_counts_real_layers():
-    left, right = figures.visualize_lora_hyperparameters().axes
+    left, right = figures.visualize_lora_hyperparameters().fig.axes
     ranks, counts = data(line(left, "LoRA factors"))
     assert (ranks[2], counts[2]) == (4, 8 * 4 * 512)
     assert line(left, "all of W_q and W_v").get_ydata()[0] == 8 * 256 * 256
@@ -194,19 +284,57 @@ def test_the_figure_of_hyperparameters_counts_real_layers():
     assert scaling == pytest.approx([alpha / 8 for alpha in alphas])
 
 
+def test_a_star_stands_at_the_best_rate_of_each_rank_under_each_rule():
+    rows = {
+        "α = 2r": {1: {0.01: 0.9, 0.02: 0.8}, 64: {0.001: 0.5, 0.002: 0.6, 0.01: 1.5}},
+        "α = 16": {1: {0.005: 0.9, 0.01: 0.85}, 64: {0.01: 0.5, 0.02: 0.6}},
+    }
+    picture = figures.rate_and_rank(rows, full_rate=0.002)
+    limit, valley, star = (data(one) for one in picture.fig.axes[1].lines)
+    assert (limit[0], valley[0]) == ([0.002, 0.002], [0.001, 0.002, 0.01])
+    assert star == ([0.001], [0.5])
+    assert "α = 2r: 0.02 at r = 1, 0.001 at r = 64; α = 16: 0.01 at r = 1, 0.01" in picture.alt
+    assert "stands at 0.002" in picture.alt
+
+
+def test_the_lines_of_one_rate_are_told_by_their_ends_and_budgets_by_their_means():
+    fixed = {0.002: [[0.1], [0.4, 0.6]], 0.01: [[0.3], [0.2]]}
+    picture = figures.one_rate_for_all([1, 64], fixed, [[0.3], [0.5]])
+    assert "at 0.002 0.10 at r = 1 and 0.50 at r = 64" in picture.alt
+    assert "from 0.30 up to 0.50" in picture.alt
+    bars = figures.equal_budget({"q\nr = 38": [0.4, 0.5], "all\nr = 8": [0.5]})
+    assert names(bars.fig.axes[0].texts)[:2] == ["0.45", "0.50"] and "q 0.45, all 0.50" in bars.alt
+
+
 def test_the_comparison_has_the_three_panels_of_the_lesson():
     losses = [float(x) for x in range(20, 0, -1)]
-    fig = figures.comparison({"LoRA": losses}, {1: (100, [0.1, 0.3])}, (5000, [0.5, 0.6]))
+    live = {"LoRA": losses, "all weights": losses}
+    fig = figures.comparison(live, {1: (100, [0.1, 0.3])}, (5000, [0.5, 0.6])).fig
     curve, score, count = fig.axes
     assert data(line(curve, "LoRA"))[1][-1] == sum(losses[-10:]) / 10
-    assert data(line(score, "LoRA, by rank")) == ([100], pytest.approx([0.2]))
+    assert [data(one) for one in score.lines] == [
+        ([100], pytest.approx([0.2])),
+        ([5000], pytest.approx([0.55])),
+    ]
     assert [bar.get_width() for bar in count.containers[0]] == [100, 5000]
     live = ["recorded" not in names(ax.texts) for ax in fig.axes]
     assert live == [True, False, True]
 
 
+def test_the_size_of_a_change_is_that_of_the_layers_of_the_model():
+    layer = LoRALinear(torch.nn.Linear(2, 2, bias=False), rank=1, alpha=1.0)
+    with torch.no_grad():
+        layer.original.weight.copy_(torch.eye(2))  # its norm is √2
+        layer.lora_A.fill_(1.5)
+        layer.lora_B.fill_(1)  # ΔW is 1.5 everywhere, and its norm 3
+    picture = figures.change_sizes(torch.nn.ModuleDict({"head": layer}))
+    [ax] = picture.fig.axes
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([3 / 2**0.5])
+    assert "2.12" in names(ax.texts) and "to 2.12 (head)" in picture.alt
+
+
 def test_the_picture_draws_to_scale_what_it_is_given():
-    idea, town, result = figures.lora_in_one_picture(*FIGURES["lora_in_one_picture"]).axes
+    idea, town, result = figures.lora_in_one_picture(*FIGURES["lora_in_one_picture"]).fig.axes
     frozen, b, a, rest, share = ((bar.get_width(), bar.get_height()) for bar in idea.patches)
     assert frozen[0] / b[0] == pytest.approx(128 / 8) == frozen[1] / a[1]
     assert share[0] / rest[0] == pytest.approx(0.084)

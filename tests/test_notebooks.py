@@ -6,12 +6,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from minutes import minutes
 
 ROOT = Path(__file__).parent.parent
 SEVEN = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 OTHERS = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("quiz_before", "transfer")]
 FOLDERS = [ROOT / "notebooks" / name for name in ("solutions", "going_deeper")]
+DEEPER = sorted(FOLDERS[1].glob("*.ipynb"))
 ALL = SEVEN + OTHERS + [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))]
+
+EXERCISE = {"exercise", "student"}
 
 by_name = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 
@@ -51,7 +55,8 @@ def test_outputs_hold_nothing_that_should_not_be_committed(path):
     for cell in code_cells(path):
         assert "execution" not in cell.metadata  # timestamps
         imports = cell.source.startswith(("import ", "from "))
-        assert imports or len(cell.source.splitlines()) <= 25, cell.source
+        limit = 32 if EXERCISE & set(cell.metadata.get("tags", ())) else 25
+        assert imports or len(cell.source.splitlines()) <= limit, cell.source
         names = [output.get("name") for output in cell.outputs]
         assert ("stdout", "stdout") not in pairwise(names), cell.source
         for output in cell.outputs:
@@ -71,11 +76,30 @@ def test_a_notebook_has_one_cell_for_its_seed_and_what_a_learner_needs(path):
     assert [c.source for c in cells if "parameters" in c.metadata.get("tags", ())] == ["seed = 42"]
     code, text = "\n".join(c.source for c in cells), "\n".join(markdown(path))
     assert "seed" in code.replace("seed = 42", "") and "manual_seed(42)" not in code
-    for needed in ("After this notebook you can", "Reading: about", "## Key points"):
-        assert needed in text, needed
-    assert ("# Exercises" if path == SEVEN[-1] else "Your turn") in text
+    for needed in ("After this notebook you can", "docs/symbols.md", "## Key points", "Your turn"):
+        assert needed in text or path == SEVEN[-1], needed
     assert path == SEVEN[0] or "<details>" in text  # questions on the notebook before
-    assert "claim(" in code
+    assert code.count("NBVAL_CHECK_OUTPUT") >= 3
+
+
+TIME = re.compile(r"^About (\d+) minutes to read, (?:(\d+) for the exercises, )?\d+ seconds", re.M)
+
+
+@pytest.mark.parametrize("path", SEVEN + DEEPER, ids=lambda path: path.stem)
+def test_a_page_keeps_its_budget_and_says_its_true_minutes(path):
+    notebook = nbformat.read(path, as_version=4)
+    cells = [c for c in notebook.cells if "exercise" not in c.metadata.get("tags", ())]
+    code = "\n".join(c.source for c in cells if c.cell_type == "code")
+    said, exercises = TIME.search(notebook.cells[0].source).groups()
+    assert int(said) == round(minutes(notebook)) <= (40 if path == SEVEN[-1] else 32)
+    assert len(re.findall(r"^\s*claim\(", code, re.M)) <= 10 and "fmt: skip" not in code
+    text = "\n".join(markdown(path))
+    headings = re.findall(r"^#+ .*\((\d+) minutes\)$", text, re.M)
+    assert sum(map(int, headings)) == int(exercises or 0)
+
+
+def test_the_seven_take_less_than_215_minutes():
+    assert sum(minutes(nbformat.read(path, as_version=4)) for path in SEVEN) <= 215
 
 
 @by_name

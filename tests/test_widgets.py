@@ -12,7 +12,7 @@ from statistics import median
 import pytest
 import torch
 
-from lora_course.widgets import rank_slider, type_your_town, volume_knob
+from lora_course.widgets import rank_slider, start_sliders, type_your_town, volume_knob
 from lora_lib.adapters import load_adapter
 from lora_lib.injection import merge_lora_weights, unload_lora
 from lora_lib.lora import lora_layers
@@ -112,6 +112,13 @@ def test_names_at_a_volume_are_those_of_the_scaled_adapter(georgian, tokenizer, 
         names = transliterate(scaled, tokenizer, TOWNS)
         assert rows(move(box, volume)) == [[f"{volume:g}", *names]]
     assert all(torch.equal(t, state[name]) for name, t in georgian.state_dict().items())
+
+
+def test_a_start_is_drawn_with_where_it_leads():
+    *sliders, page = start_sliders(lambda A, B: [(A, B), (A + 1, B + 2)]).children
+    for slider, value in zip(sliders, (-1.5, 0.5), strict=True):
+        slider.value = value
+    assert "lead from your start to A = −0.50, B = 2.50." in page.value
 
 
 def test_each_answers_within_300_ms(your_town, fine_tuned, georgian, tokenizer):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from lora_course.exercises.checker import Builds, Choice, Exercise
+from lora_course.exercises.checker import Builds, Choice, Exercise, NotAttempted
 from lora_course.tiny_lora import TinyLoRA
 
 # --- the forward ---------------------------------------------------------------------------------
@@ -207,24 +207,31 @@ def draw_tiny() -> Iterator[tuple]:
 
 def observe_tiny(make: Callable, weight, x, A, B, alpha) -> dict:
     """How the class starts, and what it does once its factors have the values of A and B."""
-    original = nn.Linear(*reversed(weight.shape), bias=False)
-    original.weight = nn.Parameter(weight)
+    original = nn.Linear(*reversed(weight.shape))
+    original.weight, original.bias = nn.Parameter(weight), nn.Parameter(weight.sum(dim=1))
     layer = make(original, len(A), alpha)
     if not isinstance(layer, nn.Module):
         return {"the layer": layer}
     parameters = dict(layer.named_parameters())
     facts = {"the layer": "a module", "the names of its parameters": sorted(parameters)}
-    if sorted(parameters) != ["lora_A", "lora_B", "original.weight"]:
+    if sorted(parameters) != ["lora_A", "lora_B", "original.bias", "original.weight"]:
         return facts
     factors = layer.lora_A, layer.lora_B
+    start, values = layer(x), layer.lora_A.detach()
+    size = values.square().mean().sqrt().item()
     facts |= {
+        "whether layer.original is the layer it was given": layer.original is original,
         "what trains": sorted(name for name, p in parameters.items() if p.requires_grad),
         "the shapes of lora_A and lora_B": [tuple(factor.shape) for factor in factors],
         "which factor is zero": [n for n in ("lora_A", "lora_B") if not parameters[n].any()],
-        "the scaling": layer.scaling,
-        "the output at the start": layer(x).detach(),
+        "the entries of lora_A": "different" if values.unique().numel() > 1 else "all alike",
+        "the signs in lora_A": "both" if values.min() < 0 < values.max() else "one",
+        "the size of lora_A": "small" if 0.001 < size < 0.6 else "another",
+        "the scaling": getattr(layer, "scaling", "none"),
+        "the output at the start": start.detach() if isinstance(start, Tensor) else start,
     }
-    if facts["the shapes of lora_A and lora_B"] != [tuple(A.shape), tuple(B.shape)]:
+    fits = facts["the shapes of lora_A and lora_B"] == [tuple(A.shape), tuple(B.shape)]
+    if not (fits and isinstance(start, Tensor)):
         return facts
     with torch.no_grad():
         layer.lora_A.copy_(A)
@@ -299,18 +306,37 @@ tiny_lora = Exercise(
         ),
         "B does not start at zero, so the layer changes the model before it has learned "
         "anything": variant(B=torch.randn),
+        "all entries of lora_A are alike, so its rows ask one question rank times; draw them "
+        "with torch.randn": variant(A=lambda r, d_in: torch.full((r, d_in), 0.01)),
+        "all of lora_A has one sign; torch.randn draws around zero": variant(
+            A=lambda r, d_in: 0.01 * (0.1 + torch.rand(r, d_in))
+        ),
+        "lora_A has another size than asked; multiply torch.randn by 0.01": variant(A=torch.randn),
         "the scaling is alpha / rank; yours is alpha alone": variant(scaling=lambda a, r: a),
+        "the scaling is alpha / rank; √rank divides in rsLoRA alone": variant(
+            scaling=lambda a, r: a / r**0.5
+        ),
         "the scaling is alpha / rank; yours is always 1": variant(scaling=lambda a, r: 1.0),
         "the scaling is alpha / rank; yours is rank / alpha": variant(scaling=lambda a, r: r / a),
         "forward returns the low-rank path alone; add self.original(x)": variant(forward=path),
         "forward scales the original too; the scaling is for B A x alone": variant(
             forward=lambda self, x: self.scaling * self.original(x) + path(self, x)
         ),
+        "forward loses the bias of the original layer; call self.original(x)": variant(
+            forward=lambda self, x: x @ self.original.weight.T + path(self, x)
+        ),
+        "forward takes the path away; it is added": variant(
+            forward=lambda self, x: self.original(x) - path(self, x)
+        ),
         "forward does not use the factors; add the path through lora_A and lora_B": variant(
             forward=lambda self, x: self.original(x)
         ),
         "forward forgets the scaling": variant(
             forward=lambda self, x: self.original(x) + path(self, x) / self.scaling
+        ),
+        "the numbers are right, but no gradient reaches lora_A and lora_B, so they could never "
+        "train; leave out torch.no_grad, .detach() and .data": variant(
+            forward=lambda self, x: self.original(x) + path(self, x).detach()
         ),
         "forward builds a matrix as large as W; let x meet A first, then B": variant(
             forward=lambda self, x: (
@@ -329,6 +355,16 @@ tiny_lora = Exercise(
 )
 
 
+def yours_or_complete(yours: type | None) -> type:
+    """The TinyLoRA that a page goes on with: the learner's if it is right, or a complete one."""
+    try:
+        right = yours is not TinyLoRA and tiny_lora.judge(yours) is None
+    except NotAttempted:
+        right = False
+    print("The page goes on with", "your class." if right else "a complete TinyLoRA.")
+    return yours if right else TinyLoRA
+
+
 # --- two questions -------------------------------------------------------------------------------
 
 first_step = Choice(
@@ -337,16 +373,17 @@ first_step = Choice(
     "After one optimizer step, which of A, B changed?",
     {
         "only B, as always on the first step": "that holds for the usual start; it is no property "
-        "of B. Look at the formulas: B's gradient is s G Aᵀ, and here A is the one that is zero",
-        "only A": "A's gradient is s Bᵀ G, which a random B lets through; B's is s G Aᵀ, zero "
-        "while A is: the factor that starts at zero is the one that moves first.",
-        "A and B": "B's gradient is s G Aᵀ, and A is zero on this step; B moves from the second "
+        "of B. Each gradient contains the other factor: B's contains A, and here A is zero",
+        "only A": "A's gradient contains B, which is random, and B's contains A, which is zero: "
+        "the factor that starts at zero is the one that moves first.",
+        "A and B": "B's gradient contains A, and A is zero on this step; B moves from the second "
         "step on",
-        "neither: with a factor at zero nothing moves": "that needs both factors at zero. Each "
-        "gradient contains the other factor: A's, s Bᵀ G, contains B, which is random here",
+        "neither: with a factor at zero nothing moves": "that needs both factors at zero. A's "
+        "gradient contains B, and B is random here",
     },
     right="b",
-    hint="Write down both gradients, s G Aᵀ for B and s Bᵀ G for A, and put A = 0 into them.",
+    hint="Do it with numbers, as above: W = 2, target 5, x = 1, now A = 0 and B = 1. A's gradient "
+    "is the slope times B, and B's the slope times A.",
 )
 
 scaling = Choice(
@@ -363,7 +400,7 @@ scaling = Choice(
         "not multiply: 16 / 8 = 2 and then 16 / 32",
         "it changes, but Adam takes no notice: it rescales every gradient anyway": "Adam makes the "
         "step of B independent of the gradient's size, but the output still gets that step "
-        "multiplied by α / r, as the last table shows",
+        "multiplied by α / r, as the two columns above show",
     },
     right="b",
     hint="Work out α / r twice, for r = 8 and for r = 32.",

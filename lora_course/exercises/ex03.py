@@ -1,4 +1,4 @@
-"""Exercises of notebook 03: injection by name, freezing, and two questions."""
+"""Exercises of notebook 03: freezing, injection by name, and what a name means."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lora_course.exercises.checker import Choice, Exercise, describe
 from lora_course.exercises.factors import is_factor
-from lora_lib.lora import LoRALinear, lora_layers
+from lora_course.tiny_lora import TinyLoRA
 from lora_lib.targets import is_named
 
 # --- a model full of names that are easily confused ----------------------------------------------
@@ -62,6 +62,10 @@ def run(model: nn.Module) -> Tensor:
         return model(torch.arange(9).view(3, 3))
 
 
+def matches(path: str, name: str) -> bool:
+    return is_named(path, [name])
+
+
 # --- injection by name ---------------------------------------------------------------------------
 
 
@@ -75,7 +79,9 @@ def observe_inject(inject: Callable, model: nn.Module, target: str, rank: int, a
     start, paths = run(model), {module: path for path, module in model.named_modules()}
     returned = inject(model, target, rank, alpha)
     another = "another model" if isinstance(returned, nn.Module) else describe(returned)
-    layers, reached = list(lora_layers(model)), set()
+    needed = ("original", "lora_A", "lora_B")  # of whatever class
+    layers = [m for m in model.modules() if all(hasattr(m, name) for name in needed)]
+    reached = set()
     for layer in layers:
         layer.register_forward_hook(lambda layer, *_: reached.add(layer))
     moved = not torch.allclose(run(model), start)
@@ -88,33 +94,35 @@ def observe_inject(inject: Callable, model: nn.Module, target: str, rank: int, a
         "LoRA layers that the forward never reaches": len(layers) - len(reached),
         "layers with LoRA": {paths.get(layer.original, "a layer of yours") for layer in reached},
         "the output at the start": "moved" if moved else "as before",
-        "the output once B is not zero": run(model),
         "what trains in the LoRA layers": trainable,
+        "the output once B is not zero": run(model),
     }
 
 
-def matches(path: str, name: str) -> bool:
-    return is_named(path, [name])
-
-
-def injecting(chosen=matches, wrap=LoRALinear, put=nn.Module.set_submodule, kind=nn.Linear):
-    """An injection: which paths, what takes the place of a layer, how it gets there."""
+def injecting(chosen=matches, wrap=TinyLoRA, put=nn.Module.set_submodule, **only) -> Callable:
+    """An injection: which paths, what takes the place of a layer, how it gets there; of `only`
+    a `kind` of module, at most a `depth` of dots, the `first` few."""
 
     def inject(model: nn.Module, target: str, rank: int, alpha: float) -> nn.Module:
-        for path, module in list(model.named_modules()):
-            if path and chosen(path, target) and isinstance(module, kind):
-                put(model, path, wrap(module, rank, alpha))
+        found = [
+            (path, module)
+            for path, module in model.named_modules()
+            if path and chosen(path, target) and isinstance(module, only.get("kind", nn.Linear))
+            if path.count(".") <= only.get("depth", 9)
+        ]
+        for path, module in found[: only.get("first")]:
+            put(model, path, wrap(module, rank, alpha))
         return model
 
     return inject
 
 
 def around_a_new_linear(module: nn.Linear, rank: int, alpha: float) -> nn.Module:
-    return LoRALinear(nn.Linear(module.in_features, module.out_features), rank, alpha)
+    return TinyLoRA(nn.Linear(module.in_features, module.out_features), rank, alpha)
 
 
-def first_match(model: nn.Module, target: str) -> str:
-    return next(p for p, m in model.named_modules() if matches(p, target) and type(m) is nn.Linear)
+def with_its_weight_training(module: nn.Linear, rank: int, alpha: float) -> nn.Module:
+    return TinyLoRA(module, rank, alpha).requires_grad_(True)
 
 
 inject = Exercise(
@@ -128,9 +136,16 @@ inject = Exercise(
             injecting(kind=nn.Module)
         ),
         "nothing comes back; return the changed model": lambda *given: injecting()(*given) and None,
+        "only the first match was replaced; let the return stand behind the loop, not in it": (
+            injecting(first=1)
+        ),
+        "only the top of the model was searched; named_modules() goes to every depth, and "
+        "named_children() does not": injecting(depth=0),
         "you wrapped a new nn.Linear; wrap the one that was there, with its pretrained weight": (
             injecting(wrap=around_a_new_linear)
         ),
+        "the wrapped weights train; TinyLoRA freezes them, and requires_grad_(True) on the layer "
+        "undoes it": injecting(wrap=with_its_weight_training),
         'a layer was stored under a name with dots, as setattr(model, "a.b", layer) does, where '
         "the forward never looks; use model.set_submodule(path, layer)": injecting(put=setattr),
         "a path that only contains the target was taken; a target is the end of a path, after a "
@@ -143,28 +158,20 @@ inject = Exercise(
         "a target of several pieces was left out; compare it with the end of the whole path": (
             injecting(lambda p, t: p.split(".")[-1] == t)
         ),
-        "rank and alpha were not passed on to LoRALinear": (
-            injecting(wrap=lambda module, rank, alpha: LoRALinear(module))
+        "rank and alpha were not passed on to TinyLoRA": (
+            injecting(wrap=lambda module, rank, alpha: TinyLoRA(module))
         ),
-        "LoRALinear divides alpha by the rank itself; pass alpha as it is": (
-            injecting(wrap=lambda module, rank, alpha: LoRALinear(module, rank, alpha / rank))
-        ),
-        "only the first layer that matches was replaced; go on after it": (
-            lambda model, target, rank, alpha: injecting(
-                chosen=lambda path, target: path == first_match(model, target)
-            )(model, target, rank, alpha)
-        ),
-        "only layers at the top were looked at; model.named_modules() goes into every block": (
-            injecting(chosen=lambda p, t: "." not in p and matches(p, t))
+        "TinyLoRA divides alpha by the rank itself; pass alpha as it is": (
+            injecting(wrap=lambda module, rank, alpha: TinyLoRA(module, rank, alpha / rank))
         ),
     },
-    why="Path equal to the target, or ending in a dot and the target: the rule of PEFT's lists, "
-    "which the library follows; and nothing in the model's own code had to change.",
+    why="Path equal to the target, or ending in a dot and the target: the rule of PEFT's lists. "
+    "Nothing in the model's own code had to change.",
     hints=[
         "Go over list(model.named_modules()), which gives (path, module) for every depth, and "
         "keep what is an nn.Linear.",
         'A path matches if path == target or path.endswith("." + target).',
-        "model.set_submodule(path, LoRALinear(module, rank, alpha)) puts the new layer in place.",
+        "model.set_submodule(path, TinyLoRA(module, rank, alpha)) puts the new layer in place.",
     ],
 )
 
@@ -173,7 +180,7 @@ inject = Exercise(
 
 
 def draw_freeze() -> Iterator[tuple]:
-    """As it comes; with everything frozen, as after load_adapter; and with no module to save."""
+    """As it comes; with everything frozen; and with no module to save."""
     for saved, frozen in ((("head", "memory.seq"), False), (("norm",), True), ((), False)):
         model = injecting()(Model(), "q", 2, 4.0)
         yield model.requires_grad_(False) if frozen else model, saved
@@ -227,23 +234,28 @@ freeze = Exercise(
     observe=observe_freeze,
     may_change=True,
     mistakes={
-        "the LoRA factors are frozen; they are named …lora_A and …lora_B": training(is_saved),
+        "nothing trains: everything off comes first, then on what trains": (
+            training(lambda n, saved: False)
+        ),
+        "the LoRA factors are frozen; they are the parameters named …lora_A and …lora_B": (
+            training(is_saved)
+        ),
+        "only one of the two factors trains; lora_A and lora_B both learn": (
+            training(lambda n, saved: n.endswith("lora_B") or is_saved(n, saved))
+        ),
         "the wrapped weights, …original.weight, train again; they are the base": (
             training(lambda n, saved: is_factor(n) or ".original." in n or is_saved(n, saved))
         ),
-        'an embedding named "flora" trains, since its name contains "lora"; ask for LoRALinear, or '
-        "for the whole of lora_A": training(lambda n, saved: "lora" in n or is_saved(n, saved)),
-        "of a model that came in frozen, as after load_adapter, nothing trains; switch on what "
-        "trains, with requires_grad_(True)": only_switches_off,
+        'an embedding named "flora" trains, since its name contains "lora"; ask for the whole of '
+        "lora_A": training(lambda n, saved: "lora" in n or is_saved(n, saved)),
+        "of a model that came in frozen, nothing trains; switch on what trains, with "
+        "requires_grad_(True)": only_switches_off,
         "the modules named in saved are frozen": training(lambda n, saved: is_factor(n)),
-        "of the factors only lora_B trains; A trains too": training(
-            lambda n, saved: n.endswith("lora_B") or is_saved(n, saved)
-        ),
-        "of a saved module only the weight trains; its bias belongs to it": training(
-            lambda n, saved: is_factor(n) or (n.endswith("weight") and is_saved(n, saved))
-        ),
         "with nothing in saved, everything trains; the factors train, and nothing else": training(
             lambda n, saved: not saved or is_factor(n) or is_saved(n, saved)
+        ),
+        "of a saved module only the weight trains; its bias belongs to it": training(
+            lambda n, saved: is_factor(n) or (is_saved(n, saved) and n.endswith("weight"))
         ),
         'a name was looked for anywhere, so "head" also finds "header"; match the whole path, or '
         "its end after a dot": saving(lambda p, name: name in p),
@@ -256,54 +268,34 @@ freeze = Exercise(
             saving(lambda p, name: p.endswith("." + name))
         ),
     },
-    why="Freezing everything and then switching on what trains, by name, also works on a model "
-    "that came in frozen; nothing new in the model can slip through.",
+    why="Everything off, then on what trains, by name: it also works on a model that came in "
+    "frozen, and nothing new in the model can slip through.",
     hints=[
         "Start with model.requires_grad_(False).",
-        "Then go over model.named_modules(): in every LoRALinear, lora_A and lora_B train.",
-        "A module whose path is a name in saved, or ends in a dot and that name, trains whole: "
-        "module.requires_grad_(True).",
+        "Then go over model.named_parameters(): what ends in lora_A or lora_B trains.",
+        "A module of model.named_modules() whose path is a name in saved, or ends in a dot and "
+        "that name, trains whole: module.requires_grad_(True).",
     ],
 )
 
 
-# --- two questions -------------------------------------------------------------------------------
+# --- a question ----------------------------------------------------------------------------------
 
 target_match = Choice(
     "03 target_match",
-    "A model has, in each block, mlp.up, mlp.gate_up and mlp.up_norm, all nn.Linear. Which does "
-    'target_modules=["up"] adapt?',
+    "A model has, in each of its 32 blocks, mlp.up, mlp.gate_up and mlp.up_norm, all nn.Linear. "
+    'How many layers does target_modules=["up"] adapt?',
     {
-        "mlp.up and mlp.gate_up, which end in it": 'the end has to come after a dot: ".up" ends '
-        "blocks.0.mlp.up, not …gate_up",
-        "all three, which contain it": "a target is not searched for inside the path; it is "
-        "compared with its end",
-        "mlp.up of every block": "A target is a whole path or its end after a dot, so one short "
-        "name catches the same layer in every block, and no other.",
-        "none: the whole path, blocks.0.mlp.up, is needed": "the end of the path is enough; a "
-        "whole path names one layer of one block only",
+        "64: what ends in it": "the end has to come after a dot: ….mlp.up matches, …gate_up does "
+        "not",
+        "96: all that contains it": "a target is not searched for inside the path; it is compared "
+        "with its end",
+        "32": "A target is a whole path or its end after a dot. So two letters catch the same "
+        "layer in every block, and no other.",
+        "none, since the whole path, blocks.0.mlp.up, is needed": "the end of the path is enough; "
+        "a whole path names one layer of one block",
     },
     right="c",
     hint="Write the three paths of block 0 one below the other, and look at what follows their "
     "last dot.",
-)
-
-frozen_head = Choice(
-    "03 frozen_head",
-    "You build a classifier on the base with classifier_from, adapt W_q and W_v with no "
-    "modules_to_save, and training goes well. You save the adapter, and tomorrow you load it into "
-    "a new classifier built the same way. Its predictions are",
-    {
-        "the same: the adapter holds everything that was trained": "it does, and that is too "
-        "little: the output also needs the head that the factors were trained against",
-        "those of another random head": "The head was neither in the base's file nor in the "
-        "adapter's; name it in modules_to_save, and it is trained and saved.",
-        "the same: the head was frozen, so it cannot have changed": "it did not change while "
-        "training, but classifier_from draws a new one at random every time it is called",
-        "none: load_adapter raises, since the head does not fit": "every head of this shape fits, "
-        "and an adapter without a head asks for none; nothing can be noticed",
-    },
-    right="b",
-    hint="Where does the head of tomorrow's classifier come from: the base's file, the adapter's, "
-    "or neither?",
 )

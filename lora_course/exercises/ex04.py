@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from lora_course.claims import say
 from lora_course.exercises.checker import Check, Choice, Exercise, NotAttempted
 from lora_course.exercises.factors import is_factor
+from lora_course.georgian import reads
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import count_parameters, lora_layers
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained
-from lora_lib.scores import language_model_loss
+from lora_lib.scores import language_model_loss, transliterate
 from lora_lib.tokens import batches_by_length, pair_examples
 
 # --- a training step -----------------------------------------------------------------------------
@@ -145,7 +146,8 @@ def clinic_run(name: str) -> dict:
 
     `losses`; `trainable`: parameters with requires_grad; `held`: how many scalars the optimizer
     holds; `gradient_A`, `gradient_B`: largest entry of the factors' gradients at the last step;
-    `change_B`: largest entry of B at the end (it starts at zero).
+    `change_B`: largest entry of B at the end (it starts at zero); `reads`: what it then writes for
+    Batman, in Latin letters where it is Georgian, and its first dozen letters.
     """
     with torch.random.fork_rng(devices=[]):
         model, tokenizer, optimizer = prepare_run(name)
@@ -158,6 +160,7 @@ def clinic_run(name: str) -> dict:
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
+        [written] = transliterate(model, tokenizer, ["Batman"])
     layers = list(lora_layers(model))
     return {
         "losses": losses,
@@ -166,6 +169,7 @@ def clinic_run(name: str) -> dict:
         "gradient_A": max(layer.lora_A.grad.abs().max().item() for layer in layers),
         "gradient_B": max(layer.lora_B.grad.abs().max().item() for layer in layers),
         "change_B": max(layer.lora_B.abs().max().item() for layer in layers),
+        "reads": reads(written[:12]) + "…" * (len(written) > 12),
     }
 
 
@@ -187,24 +191,28 @@ class Diagnosis(Check):
 
     def judge(self, answer) -> str | None:
         if answer is None or (isinstance(answer, dict) and not any(answer.values())):
-            raise NotAttempted("Replace each None by the letter of a cause and run the cell again.")
+            raise NotAttempted(
+                "Give each run the letter of a cause, in quotes, and run the cell again."
+            )
         if not isinstance(answer, dict) or sorted(answer) != self.runs:
             return f"give a letter for each run, as in {dict.fromkeys(self.runs, 'a')}"
         replies = {run: self._reply(run, answer[run]) for run in self.runs}
-        wrong = sum(reply != "right" for reply in replies.values())
+        right = sum(reply.startswith("right: ") for reply in replies.values())
         lines = [f"  {run}: {reply}" for run, reply in replies.items()]
-        return "\n".join([f"{wrong} of {len(lines)} runs.", *lines]) if wrong else None
+        if right == len(lines):
+            return None
+        return "\n".join([f"{right} of {len(lines)} runs are right.", *lines])
 
     def _reply(self, run: str, letter) -> str:
         letter = letter.strip().lower() if isinstance(letter, str) else letter
-        if letter is None:
+        if not letter:
             return "not answered"
         if not isinstance(letter, str) or letter not in self.causes:
             return f"{letter!r} is not an option; give one of {', '.join(self.causes)}"
         cause, sign, its_run = self.causes[letter]
-        return (
-            "right" if its_run == run else f"if {cause}, then {sign}; this run shows no such sign"
-        )
+        if its_run == run:
+            return f"right: {sign}"
+        return f"if {cause}, then {sign}; this run shows no such sign"
 
 
 diagnose = Diagnosis(
@@ -249,8 +257,8 @@ few_seeds = Choice(
     "04 few_seeds",
     "One run with rank 16 scores .558, one with rank 32 scores .535. What follows?",
     {
-        "Rank 16 is better on this task.": "look at the spread of each rank in the figure: the two "
-        "overlap.",
+        "Rank 16 is better on this task.": "look at the five scores of each rank, above: the two "
+        "ranges overlap.",
         "Rank 32 has too many parameters and overfits.": "that explains a difference which is not "
         "there; the seeds of each rank overlap.",
         "Nothing about ranks: seeds differ by as much.": "A difference counts once it is larger "
@@ -259,7 +267,7 @@ few_seeds = Choice(
         "towns fits the choice to the test; the next test set will not repeat it.",
     },
     right="c",
-    hint="How far apart are the best and the worst seed of one rank in the figure?",
+    hint="How far apart are the best and the worst of the five scores of one rank, above?",
 )
 
 rate = Choice(

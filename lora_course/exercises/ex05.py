@@ -74,58 +74,58 @@ merge = Exercise(
 
 zeroing = Choice(
     "05 zeroing",
-    "You merge an adapter, set A = 0 and B = 0 so that nothing is added twice, and train on. "
-    "What happens?",
+    "You have added ΔW to W by hand. How do you set A and B, so that the outputs stay right at "
+    "first and training goes on?",
     {
-        "Training starts afresh from the merged model, as after a new injection.": "a new "
-        "injection sets only B to zero; A is random, and B's gradient needs it. Look at the table "
-        "of gradients above",
-        "It is stuck for one step only, as A is after a normal start.": "after a normal start B "
-        "gets a gradient at step one, because A is not zero; here neither factor ever moves, so "
-        "nothing changes at step two",
-        "It works with a higher learning rate; the gradients are merely small.": "the table above "
-        "shows zeros, not small numbers; any learning rate times zero is zero",
-        "Nothing: both gradients are zero, at this step and all later ones.": "A's gradient "
-        "carries a factor B and B's a factor A, so zero meets zero; a fresh start needs B = 0, a "
-        "redrawn A and an optimizer with empty state.",
+        "A = 0 and B = 0, and a learning rate ten times as high": "both gradients are exactly "
+        "zero, and ten times zero is zero; the cell above measured it",
+        "A and B as they were trained": "then ΔW counts twice, in W and beside it, as at λ = 2: "
+        "the outputs are wrong from the start",
+        "A as it was trained, and B = 0": "One zero is enough. s · B A is zero, so nothing counts "
+        "twice, and B's gradient contains A, which is not zero. A newly drawn A does it as well. "
+        "Make a new optimizer either way, because Adam's running means belong to the old factors.",
+        "A and B drawn at random": "then s · B A is a random change on top of W + ΔW, and the "
+        "outputs are wrong from the start",
     },
-    right="d",
-    hint="Put A = 0 and B = 0 into both gradients, s G Aᵀ for B and s Bᵀ G for A.",
+    right="c",
+    hint="B's gradient contains A, and A's contains B. What is the least that you have to set to "
+    "zero?",
 )
 
 overhead = Choice(
     "05 overhead",
-    "“LoRA adds no time at inference.” When does that hold?",
+    "You merge an adapter of rank 64 instead of one of rank 8. What does that change in the time "
+    "of a forward pass, once merged?",
     {
-        "Always: the factors are tiny beside W.": "few parameters are not few operations: each "
-        "small product is a call of its own, and the times above show it",
-        "Once A and B are set to zero after merging.": "products with zeros take as long as "
-        "products with other numbers; what counts is whether they are computed",
-        "Once merged: W + ΔW is all that is used.": "Merged, the layer is one matrix product of "
-        "the base's size; unmerged, two more small products run in every adapted layer, whatever "
-        "the factors hold.",
-        "Whenever the rank is at most 8.": "the two extra products run at every rank; a smaller "
-        "one only makes them thinner",
+        "Nothing.": "B A has the shape of W at every rank, so the merged layer is one product of "
+        "W's own size. Unmerged, a larger rank does cost more.",
+        "It takes eight times as long.": "not even the unmerged path alone does, and after merging "
+        "there is no path: how many products does a merged layer compute?",
+        "It adds a little, because the file is eight times as large.": "the file is read once; "
+        "what counts afterwards is the shape of W + s · B A",
+        "Nothing, but only if A and B are set to zero afterwards.": "a merged layer does not "
+        "compute with A and B at all, whatever they hold; and products with zeros would take as "
+        "long as others",
     },
-    right="c",
-    hint="Count the matrix products that one adapted layer computes, in each of the four cases.",
+    right="a",
+    hint="What is the shape of W + s · B A at rank 8, and what at rank 64?",
 )
 
 undo = Choice(
     "05 undo",
-    "A server keeps one base in bf16 and swaps adapters all day by W ← W + ΔW and W ← W − ΔW. "
-    "Which statement is true?",
+    "You merged into W in bf16, by hand, and kept no copy of W. You still have A and B. Which way "
+    "gives W back to the bit?",
     {
-        "Subtraction undoes addition, so the base is what it was.": "that holds for real numbers, "
-        "not for floating-point ones: count the weights that differ in the table above",
-        "In float32 this is exact; only bf16 rounds.": "float32 rounds as well, only later in the "
-        "digits: the table above counts weights that differ in float32 too",
-        "Each swap can leave rounding in W; keep W and put it back.": "Floating-point addition "
-        "rounds, so (W + ΔW) − ΔW need not be W; a kept copy has every bit.",
-        "The error only matters while training, since inference rounds anyway.": "the figure above "
-        "shows an error that grows with the swaps, and every later adapter is added to the damaged "
-        "base",
+        "Subtract s · B A in bf16, as you added it.": "each sum is rounded: 1 + 0.003 − 0.003 was "
+        "0.9961 above",
+        "Turn W into float32 first, and then subtract s · B A.": "the digits were lost when the "
+        "sum was rounded to bf16; no later subtraction knows what they were",
+        "Add the adapter once more, with −α for α.": "that is subtracting under another name, "
+        "with the same rounding",
+        "None of these: load the base again from its file.": "Rounding cannot be undone, only "
+        "avoided: keep a copy, in memory or in a file. `unmerge_lora_weights` puts back a copy "
+        "that it kept.",
     },
-    right="c",
-    hint="The table above counts the weights that differ after one swap, in bf16 and in float32.",
+    right="d",
+    hint="Where do the digits go that bf16 has no room for?",
 )

@@ -4,6 +4,7 @@ A helper such as `swapped()` makes the right function, and with another part a w
 """
 
 import copy
+import operator
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from lora_lib.injection import (
     merge_lora_weights,
     unload_lora,
 )
-from lora_lib.lora import count_parameters, lora_layers
+from lora_lib.lora import LoRALinear, count_parameters, lora_layers
 from lora_lib.model import SmallTransformer
 from lora_lib.pretrained import load_pretrained
 from lora_lib.rank import k90, singular_values, weight_changes
@@ -95,9 +96,16 @@ lora_on = Exercise(
         "this has rank 8, the default; pass rank on": lambda names, rank: with_lora(names, 8),
         "alpha is 16, the default; unless it is computed from the rank, two ranks differ in step "
         "size too": lambda names, rank: with_lora(names, rank, alpha=16.0),
+        "alpha is 2, which is to be the scaling; alpha is twice the rank": (
+            lambda names, rank: with_lora(names, rank, alpha=2.0)
+        ),
         "you counted every parameter; count those with requires_grad only": but(
             lambda model, count: (model, count_parameters(model))
         ),
+        "you counted layers; the number asked for is that of the parameters that train": but(
+            lambda model, count: (model, len(lora_layers(model)))
+        ),
+        "the model comes first, then the number": but(lambda model, count: (count, model)),
     },
     observe=observe_targets,
     why="The choice of targets is one argument; what it is worth is a measurement.",
@@ -134,11 +142,12 @@ def highest_rank(
     kind=nn.Linear,
     cost=lambda layer: sum(layer.weight.shape),
     total=sum,
+    divide=operator.floordiv,
     least=1,
 ) -> Callable:
     def rank_for_budget(model, names, budget):
         layers = [m for p, m in model.named_modules() if isinstance(m, kind) and matches(p, names)]
-        rank = budget // total([cost(layer) for layer in layers])
+        rank = divide(budget, total([cost(layer) for layer in layers]))
         if rank < least:
             raise ValueError("rank 1 takes more than the budget")
         return rank
@@ -194,6 +203,15 @@ rank_for_budget = Exercise(
         "not every weight is square; a layer costs d_out + d_in": (
             highest_rank(cost=lambda layer: 2 * layer.in_features)
         ),
+        "that is A alone; B has d_out numbers more at every rank": (
+            highest_rank(cost=lambda layer: layer.in_features)
+        ),
+        "that rank takes more than the budget; round down, as // does": (
+            highest_rank(divide=lambda budget, cost: round(budget / cost))
+        ),
+        "a budget that is used to the last number is kept: at most means ≤": (
+            highest_rank(divide=lambda budget, cost: (budget - 1) // cost)
+        ),
     },
     observe=observe_rank,
     why="Targets can now be compared at one price, so what differs is where the rank is spent.",
@@ -233,6 +251,19 @@ def swapped(take_off=lambda model: unload_lora(model, merge=False)) -> Callable:
         return load_adapter(model, directory)
 
     return swap
+
+
+def cut_out(model: nn.Module, names: tuple[str, ...] = ()) -> None:
+    """Put the plain layers back as they are, merged or not."""
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, LoRALinear) and (not names or last_piece(path, names)):
+            model.set_submodule(path, layer.original)
+
+
+def merged(model, directory):
+    swapped()(model, directory)
+    merge_lora_weights(model)
+    return model
 
 
 @torch.no_grad()
@@ -306,6 +337,13 @@ swap = Exercise(
         "the first adapter stays on; take it off, then load the new one": lambda model, directory: (
             model if any(lora_layers(model)) else load_adapter(model, directory)
         ),
+        "a merged adapter was left in the base: unmerge before you take the plain layer out": (
+            swapped(take_off=cut_out)
+        ),
+        "only W_q and W_v were cleared; an adapter may sit on any layer": (
+            swapped(take_off=lambda model: cut_out(model, ("W_q", "W_v")))
+        ),
+        "the new adapter is merged, so the base weights are no longer the base's": merged,
         "the base is off by rounding: W + ΔW − ΔW is not W in floating point; put the kept weight "
         "back instead of subtracting": swapped(take_off=subtract),
     },
@@ -350,6 +388,14 @@ def measured(
         return {path: measure(of(change)) for path, change in found if changed(change)}
 
     return change_ranks
+
+
+def with_the_table(before, after):
+    return weight_changes(before, after) | {
+        path: module.weight - before.get_submodule(path).weight
+        for path, module in after.named_modules()
+        if isinstance(module, nn.Embedding)
+    }
 
 
 def after_alone(before, after):
@@ -401,6 +447,15 @@ change_ranks = Exercise(
         ),
         "k90 takes singular values, not a matrix: k90(singular_values(change))": (
             measured(of=lambda change: change)
+        ),
+        "table is an nn.Embedding; the question is about each nn.Linear": (
+            measured(changes=with_the_table)
+        ),
+        "90 % is a share of Σσ², and this is one of Σσ; square the singular values": (
+            measured(of=lambda change: singular_values(change).sqrt())
+        ),
+        "one too few: the first k with 90 % has the index k − 1": (
+            measured(lambda values: k90(values) - 1)
         ),
         "you counted all directions that are not zero; k90 counts those that hold 90 % of the "
         "energy": measured(torch.linalg.matrix_rank, of=lambda change: change),
@@ -504,6 +559,15 @@ quantise = Exercise(
         ),
         "the integers come first, then the scales": (
             quantised(kept=lambda integers, scales: (scales, integers))
+        ),
+        "a scale for each column; each output channel is a row, dim=1": (
+            quantised(lambda weight, top: weight.abs().amax(dim=0, keepdim=True) / top)
+        ),
+        "the scales are upside down: integers * scales is to give the weight, not to be it": (
+            quantised(kept=lambda integers, scales: (integers, 1 / scales))
+        ),
+        "the integers are floats; they need a byte each, .to(torch.int8)": (
+            quantised(convert=torch.round)
         ),
         "one scale for all: the row with the largest weights spoils every other row": (
             quantised(lambda weight, top: weight.abs().max() / top)

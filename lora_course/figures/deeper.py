@@ -1,6 +1,10 @@
 """Figures of the pages in going_deeper."""
 
 from collections.abc import Mapping, Sequence
+from statistics import mean
+
+import torch
+from torch import Tensor
 
 from lora_course.figures.style import (
     BLACK,
@@ -15,9 +19,11 @@ from lora_course.figures.style import (
     NORMAL,
     SCRATCH,
     SCRATCH_LONG,
+    SKY,
     TALL,
     Picture,
     bars_with_spread,
+    blues,
     figure,
     line,
     line_with_spread,
@@ -69,7 +75,7 @@ def step_times(
     wide.invert_yaxis()
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     mark_recorded(wide)
-    widest = {title: ratios["lora_lib"][max(widths)] for title, ratios in panels.items()}
+    widest = {title: list(ratios["lora_lib"])[-1] for title, ratios in panels.items()}
     told = ", ".join(f"{ratio:.2f} in the panel {title}" for title, ratio in widest.items())
     bars = ", ".join(f"{name} {ms:.0f} ms" for name, (ms, _) in decoder.items())
     return Picture(
@@ -85,21 +91,34 @@ def step_times(
 # --- methods, script by script and by the number of pairs ----------------------------------------
 
 
-def methods_by_script(scores: Mapping[str, Sequence[Sequence[float]]], scripts: Sequence[str]):
-    """Exact match on unseen towns: a block for every script, a bar for every method."""
+def methods_by_script(
+    scores: Mapping[str, Sequence[Sequence[float]]], scripts: Sequence[str]
+) -> Picture:
+    """Names right on unseen towns: a block for every script, a bar for every method."""
     fig, ax = figure(height=TALL)
     colors = (LORA, FULL, SCRATCH, SCRATCH_LONG, HEAD, CONTEXT_TABLE, LETTER_TABLE)
     labels = [script.capitalize() for script in scripts]
     bars_with_spread(ax, labels, scores, colors[: len(scores)])
-    ax.set(ylabel="exact match, unseen towns", ylim=(0, 0.6))
+    ax.set(ylabel="names right, unseen towns", ylim=(0, 0.6))
     ax.set_title("At r = 8 LoRA comes close to full fine-tuning, and stays behind it")
     fig.legend(loc="outside lower center", ncols=3)
     mark_recorded(ax)
-    return fig
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{mean(seeds):.2f}" for seeds in values)
+        for name, values in scores.items()
+    )
+    return Picture(
+        fig,
+        "deeper_methods_by_script",
+        "A line on a bar runs from the lowest to the highest of five seeds.",
+        f"Blocks of bars, one for each of {', '.join(labels)}; in this order, {told}.",
+    )
 
 
-def scores_by_pairs(pairs: Sequence[int], scores: Mapping[str, Sequence[Sequence[float]]]):
-    """Exact match against the number of training pairs (log axis), a line for every method."""
+def scores_by_pairs(
+    pairs: Sequence[int], scores: Mapping[str, Sequence[Sequence[float]]]
+) -> Picture:
+    """Names right against the number of training pairs (log axis), a line for every method."""
     fig, ax = figure()
     colors = (LORA, FULL, SCRATCH, CONTEXT_TABLE)
     for (name, groups), color in zip(scores.items(), colors, strict=True):
@@ -107,8 +126,152 @@ def scores_by_pairs(pairs: Sequence[int], scores: Mapping[str, Sequence[Sequence
     ax.set_xscale("log")
     ax.set_xticks(pairs, [f"{n:,}" for n in pairs])
     ax.minorticks_off()
-    ax.set(xlabel="Georgian pairs to learn from", ylabel="exact match, unseen towns", ylim=(0, 0.6))
+    ax.set(xlabel="Georgian pairs to learn from", ylabel="names right, unseen towns", ylim=(0, 0.6))
     ax.set_title("With few pairs, starting from the base counts most")
     ax.legend(loc="upper left")
     mark_recorded(ax)
-    return fig
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{mean(g):.2f}" for g in groups) for name, groups in scores.items()
+    )
+    return Picture(
+        fig,
+        "deeper_few_pairs",
+        "Bands run from the lowest to the highest of five seeds.",
+        f"Lines over {', '.join(f'{n:,}' for n in pairs)} pairs. Names right, {told}.",
+    )
+
+
+# --- what full fine-tuning changes, what is forgotten --------------------------------------------
+
+
+def k90_by_matrix(changes: Mapping[str, Mapping[tuple[str, int], float]], noise: float) -> Picture:
+    """k90 of the change of each attention matrix: {training: {(matrix, layer): k90}}."""
+    fig, ax = figure(height=TALL)
+    for (name, means), color in zip(changes.items(), (FULL, SKY, BLACK, GREY), strict=True):
+        labels = [f"{matrix}\n{layer}" for matrix, layer in means]
+        line(ax, labels, list(means.values()), color, name, ls="", markevery=1)
+    ax.axhline(noise, ls=":", color=BLACK, label="noise")
+    ax.axhline(8, ls="--", color=GREY, label="rank 8")
+    ax.set(ylabel="k90 of ΔW (of 128)", xlabel="matrix, layer", ylim=(0, 72))
+    ax.set_title("Between rank 8 and noise, in each matrix")
+    fig.legend(loc="outside lower center", ncols=3)
+    mark_recorded(ax)
+    told = "; ".join(
+        f"{name} from {min(m.values()):.0f} to {max(m.values()):.0f}" for name, m in changes.items()
+    )
+    return Picture(
+        fig,
+        "deeper_k90",
+        "Four trainings, sixteen matrices: all between the two lines.",
+        f"Points of k90 for {len(labels)} attention matrices: {told}; noise at {noise:.0f}.",
+    )
+
+
+def forgetting(looks, skills: Sequence[str], settings: Sequence[str], target: float) -> Picture:
+    """Bits of each old skill against the bits of the new one while training (see
+    `lora_course.experiments.forgetting`); a line a seed."""
+    fig, axes = figure(len(skills), height=TALL)
+    colors = dict(zip(settings, (LORA, BLUES[6], FULL), strict=True))
+    tracks = looks[looks.rate.eq("chosen")].groupby(["seed", "setting"], sort=False)
+    for ax, skill in zip(axes, skills, strict=True):
+        for (seed, name), track in tracks:
+            label = name if seed == 0 else ""
+            line(ax, track.learned, track[skill], colors[name], label, lw=1.4, ms=5)
+        ax.axvline(target, ls=":", color=BLACK, label="compared here")
+        ax.set(title=skill, xlabel="Georgian bits (better →)", xlim=(2.5, 0.3), ylim=(0, 15))
+        mark_recorded(ax)
+    axes[0].set_ylabel("bits of the old skill (↑ forgotten)")
+    axes[-1].legend(loc="upper left")
+    return Picture(
+        fig,
+        "deeper_forgetting",
+        "Read from left to right: the more Georgian is learned, the more is forgotten.",
+        f"Panels for {', '.join(skills)}: bits of the old skill against Georgian bits in training, "
+        "a line for each of five seeds. In all of them LoRA of rank 8 lies highest, LoRA of rank "
+        "64 and full fine-tuning lower and close together.",
+    )
+
+
+def intruders(chance: Mapping[int, Tensor], adapter: Tensor, limit: float = 0.3) -> Picture:
+    """Largest cosines with a singular vector of W: of random vectors by width, and of the ten
+    strongest of an adapted weight."""
+    fig, ax = figure()
+    bins = torch.linspace(0, 1, 41).tolist()
+    narrow, wide = min(chance), max(chance)
+    ax.hist(chance[narrow].tolist(), bins, density=True, color=GREY, alpha=0.6,
+            label=f"random vectors, width {narrow}")  # fmt: skip
+    ax.hist(chance[wide].tolist(), bins, density=True, histtype="step", lw=2, color=BLACK,
+            label=f"random vectors, width {wide}")  # fmt: skip
+    ax.hist(adapter.tolist(), bins, density=True, histtype="step", lw=2, color=LORA,
+            label="ten strongest of W + ΔW, the adapter")  # fmt: skip
+    ax.axvline(limit, color=BLACK, ls="--", label=f"ε = {limit}")
+    ax.set(xlabel="largest |cosine| with a singular vector of W", ylabel="density", ylim=(0, 15))
+    ax.set_title(f"At width {narrow}, chance itself reaches the limit")
+    ax.legend(loc="upper right")
+    return Picture(
+        fig,
+        "deeper_intruders",
+        "A limit that was made for a wide model says little in a narrow one.",
+        f"Histograms of the largest cosine with a singular vector of W. At width {narrow} random "
+        f"vectors lie just below the limit {limit}, mean {chance[narrow].mean():.2f}; at width "
+        f"{wide} far below it, mean {chance[wide].mean():.2f}. The adapter's spread widely.",
+    )
+
+
+# --- the paper at our scale ----------------------------------------------------------------------
+
+
+def rank_and_width(
+    lines: Sequence[tuple[str, str, int, Sequence[int], Sequence[float]]],
+) -> Picture:
+    """Score over the best rank's, against r and against r / d: (where, targets, d, ranks, scores)
+    a line."""
+    fig, axes = figure(2)
+    targets = list(dict.fromkeys(name for _, name, *_ in lines))
+    colors = dict(zip(targets, blues(len(targets)), strict=True))
+    for where, name, d, ranks, scores in lines:
+        share = [score / max(scores) for score in scores]
+        dash = "-" if where == "here" else "--"
+        line(axes[0], ranks, share, colors[name], f"{where}: {name}", ls=dash)
+        line(axes[1], [r / d for r in ranks], share, colors[name], ls=dash)
+    titles = ("By rank", "rank r"), ("By share of the width", "rank over width, r / d")
+    for ax, (title, label) in zip(axes, titles, strict=True):
+        ax.set_xscale("log")
+        ax.set(title=title, xlabel=label, ylabel="score over the best rank's", ylim=(0, 1.05))
+        mark_recorded(ax)
+    axes[0].set_xticks(ranks, map(str, ranks))
+    axes[0].minorticks_off()
+    axes[0].legend(loc="lower right")
+    told = "; ".join(f"{w}, {n}: {s[0] / max(s):.2f} at r = {r[0]}" for w, n, _, r, s in lines)
+    return Picture(
+        fig,
+        "deeper_rank_and_width",
+        "GPT-3's lines are flat, ours are steep, although our ranks are the larger shares.",
+        f"Score against rank, each line as a share of its best, by r and by r / d. At the lowest "
+        f"rank: {told}. By r / d, GPT-3's whole table lies to the left of ours.",
+    )
+
+
+def subspaces(panels: Mapping[str, Mapping[str, tuple]], width: int) -> Picture:
+    """φ(i, i) against i, a panel for A and one for B: {pair of runs: (sizes, seeds of each)}."""
+    fig, axes = figure(2, height=TALL)
+    for ax, (side, pairs) in zip(axes, panels.items(), strict=True):
+        colors = (LORA, BLUES[6], BLUES[1], BLUES[0])
+        for (pair, (sizes, groups)), color in zip(pairs.items(), colors, strict=False):
+            line_with_spread(ax, sizes, groups, color, pair)
+        longest = max((sizes for sizes, _ in pairs.values()), key=len)
+        ax.plot(longest, [i / width for i in longest], ls=":", color=BLACK, label="chance, i / d")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(longest, map(str, longest))
+        ax.set(
+            title=f"{side}, the strongest i of each", xlabel="i", ylabel="φ(i, i)", ylim=(0, 0.8)
+        )
+        mark_recorded(ax)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return Picture(
+        fig,
+        "deeper_subspaces",
+        "Dotted: what random subspaces share. Hold every line against it.",
+        "φ(i, i) against i, a panel for A and one for B, chance dotted. Two runs on one task lie "
+        "well above chance for small i; for A they reach it at 64. Runs on two tasks lie nearer.",
+    )

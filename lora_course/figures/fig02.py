@@ -5,16 +5,42 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lora_course.figures.style import (
-    BLACK,
-    GREY,
-    RED,
-    TALL,
-    Picture,
-    blues,
-    figure,
-    line,
-)
+from lora_course.figures.style import BLACK, BLUES, GREY, LORA, Picture, blues, figure, line
+
+
+def nine_numbers(B: Tensor, A: Tensor) -> Picture:
+    """A column B and a row A of whole numbers, and their product as a table between them."""
+    fig, ax = figure(height=3.6)
+    product = B @ A
+    rows, columns = product.shape
+    for i in range(rows):
+        _cell(ax, -1.3, i, B[i, 0].item(), LORA, "white")
+        for j in range(columns):
+            _cell(ax, j, i, product[i, j].item(), "#EEEEEE", BLACK)
+    for j in range(columns):
+        _cell(ax, j, -1.3, A[0, j].item(), BLUES[0], BLACK)
+    ax.text(columns + 0.3, -0.8, f"A listens: {columns} numbers in", va="center")
+    ax.text(-1.6, rows / 2, f"B speaks: {rows} numbers out", va="center", ha="right")
+    ax.text(columns + 0.3, rows / 2, f"B A: {rows} × {columns}", va="center")
+    ax.set(xlim=(-7.2, columns + 6.2), ylim=(rows + 0.1, -1.5), aspect="equal")
+    ax.set_title(f"{rows + columns} numbers make {rows * columns}")
+    ax.axis("off")
+    return Picture(
+        fig,
+        "02_nine_numbers",
+        "Each entry of the table is the number at the left of its row times the one above it.",
+        f"A multiplication table. Above it the row A = {tuple(A[0].tolist())}, at its left the "
+        f"column B = {tuple(B[:, 0].tolist())}; inside, {rows} × {columns} products. "
+        f"Its last row is {tuple(product[-1].tolist())}.",
+    )
+
+
+def _cell(ax, x: float, y: float, number: int, color: str, ink: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((x + 0.04, y + 0.04), 0.92, 0.92, facecolor=color))
+    text = f"{number}".replace("-", "−")
+    ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink)
 
 
 def landscape(paths: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:
@@ -22,60 +48,63 @@ def landscape(paths: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:
 
     `paths`: (A, B) step by step, by name; one that never moves is drawn as a cross.
     """
-    fig, ax = figure(height=TALL)
-    a, b = torch.meshgrid(
-        torch.linspace(-2.6, 2.6, 200), torch.linspace(-2.6, 2.6, 200), indexing="xy"
-    )
-    error = (2 + a * b - 5).square()
-    ax.contourf(a, b, error.sqrt(), levels=12, cmap="Greys", alpha=0.75)
-    ax.contour(a, b, a * b, levels=[3], colors=[RED], linewidths=2.5, linestyles="--")
-    ax.text(1.1, 2.25, "B A = 3: no error", color=RED, size=13, weight="bold", ha="right")
-    moving = {name: p for name, p in paths.items() if p[0] != p[-1]}
-    for (name, path), color in zip(moving.items(), blues(len(moving)), strict=True):
+    from matplotlib.patheffects import withStroke
+
+    fig, ax = figure()
+    halo, end = [withStroke(linewidth=3, foreground="white")], 2.6
+    a, b = torch.meshgrid(*[torch.linspace(-end, end, 60)] * 2, indexing="xy")
+    ax.contourf(a, b, (2 + a * b - 5).abs(), levels=12, cmap="Greys", alpha=0.7)
+    ax.contour(a, b, a * b, levels=[3], colors=[BLACK], linewidths=2.5, linestyles="--")
+    ax.text(2.5, 2.3, "B A = 3: no error", size=13, weight="bold", ha="right", path_effects=halo)
+    still = {name: path[0] for name, path in paths.items() if path[0] == path[-1]}
+    moving = {name: path for name, path in paths.items() if name not in still}
+    for (name, path), color in zip(moving.items(), blues(len(moving) + 2)[1:], strict=False):
         xs, ys = zip(*path, strict=True)
-        line(ax, xs, ys, color, name, markevery=1, ms=6)
-    for name in paths.keys() - moving.keys():
-        ax.plot(*paths[name][0], "X", color=BLACK, ms=13, label=name, ls="")
-    ax.set(title="Two zeros never move", xlabel="A", ylabel="B", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
+        line(ax, xs, ys, color, markevery=1, ms=6)
+        right = path[0][0] >= 0
+        place = {"xytext": (12, -14) if right else (-12, 10), "ha": "left" if right else "right"}
+        text = ax.annotate(name, path[0], textcoords="offset points", **place)
+        text.set_path_effects(halo)
+    for name, (x, y) in still.items():
+        ax.plot(x, y, "X", color=BLACK, ms=13)
+        text = ax.annotate(f"{name}: stays", (x, y), xytext=(12, 10), textcoords="offset points")
+        text.set_path_effects(halo)
+    ax.set(title="Two zeros never move" if still else "The error over A and B")
+    ax.set(xlabel="A", ylabel="B", xlim=(-end, end), ylim=(-end, end))
     ax.grid(visible=False)
-    ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    ends = "; ".join(
-        f"{n} ends at A = {p[-1][0]:.2f}, B = {p[-1][1]:.2f}" for n, p in paths.items()
-    )
+    ends = {name: f"A = {path[-1][0]:.2f}, B = {path[-1][1]:.2f}" for name, path in paths.items()}
+    told = "; ".join(f"from {name} to {place}" for name, place in ends.items())
     return Picture(
         fig,
         "02_landscape",
-        "Dark is wrong. Every start but (0, 0) slides into the valley.",
+        "Dark is wrong. The valley is dashed; each path begins at its label.",
         "A map of the error over A and B. A dashed valley, where B A = 3 without error, runs "
-        f"through two corners; between them lies a saddle at (0, 0). Paths of descent: {ends}.",
+        "through two opposite corners; between them lies a saddle at (0, 0). "
+        f"Paths of descent lead {told}.".replace("-", "−"),
     )
 
 
-def growing_strengths(history: Sequence[Tensor], true: Sequence[float], every: int) -> Picture:
-    """Singular values of B A while it is trained, one line each; dashed, those to be found.
-
-    `history`: the values, largest first, every so many steps.
-    """
+def growing_strengths(history: Sequence[Tensor], true: Sequence[float]) -> Picture:
+    """Singular values of B A before every step of training, a line each; dotted, those to be
+    found. `history`: the values, largest first."""
     fig, ax = figure()
-    steps = [every * k for k in range(len(history))]
-    for strength in true:
-        ax.hlines(strength, 0, steps[-1], color=GREY, ls=":", lw=1.6)
-    strongest = [values[: len(true)] for values in history]
-    for k, color in enumerate(reversed(blues(len(true)))):
-        ys = [values[k].item() for values in strongest]
-        line(ax, steps, ys, color)
-        ax.text(steps[-1] * 1.01, ys[-1], f"{ys[-1]:.2f}", va="center")
-    rest = [values[len(true) :].max().item() for values in history]
-    line(ax, steps, rest, BLACK)
-    ax.text(steps[-1] * 1.01, rest[-1], "the other four", va="center")
+    found, last = len(true), len(history) - 1
+    ax.hlines(true, 0, last, color=GREY, ls=":", lw=1.6)
+    for k, color in enumerate(reversed(blues(found))):
+        ys = [values[k].item() for values in history]
+        line(ax, range(last + 1), ys, color)
+        ax.text(last * 1.015, ys[-1], f"{ys[-1]:.2f}", va="center")
+    rest = [values[found:].max().item() for values in history]
+    line(ax, range(last + 1), rest, BLACK)
+    ax.text(last * 1.015, rest[-1], f"the other {len(history[0]) - found}", va="center")
     ax.set(title="The strongest direction is learned first", xlabel="step", ylabel="strength σ")
-    ax.set(ylim=(-0.2, max(true) + 0.4), xlim=(0, steps[-1] * 1.16))
-    found = ", ".join(f"{values:.2f}" for values in strongest[-1].tolist())
+    ax.set(ylim=(-0.2, max(true) + 0.4), xlim=(0, last * 1.2))
+    ends = ", ".join(f"{value:.2f}" for value in history[-1][:found].tolist())
     return Picture(
         fig,
         "02_growing_strengths",
-        "Dotted: the strengths that are there to be found.",
-        f"Lines over {steps[-1]} steps of training: the singular values of B A rise from zero one "
-        f"after another, the largest first, and end at {found}; the dotted lines stand at "
-        f"{', '.join(f'{s:g}' for s in true)}. The other four of rank 8 stay at zero.",
+        "The singular values of B A in training. Dotted: those that are there to be found.",
+        f"Lines over {last} steps of training: the singular values of B A rise from near zero one "
+        f"after another, the largest first, and end at {ends}; dotted lines stand at "
+        f"{', '.join(f'{s:g}' for s in true)}. The largest of the others ends at {rest[-1]:.2f}.",
     )

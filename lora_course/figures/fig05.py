@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
 from lora_course.figures.style import (
     BLACK,
     BLUE,
@@ -13,6 +15,7 @@ from lora_course.figures.style import (
     figure,
     line,
 )
+from lora_lib.lora import LoRALinear
 
 
 def two_ways() -> Picture:
@@ -51,22 +54,28 @@ def two_ways() -> Picture:
     )
 
 
-def change_sizes(ratios: Mapping[str, float]) -> Picture:
-    """‖ΔW‖ / ‖W‖ of every adapted layer, by kind of layer, a bar each."""
+def change_sizes(model: nn.Module) -> Picture:
+    """‖ΔW‖ / ‖W‖ of every adapted layer of a model, by kind of layer, a bar each."""
     fig, ax = figure()
+    ratios = {
+        path: (layer.delta_weight().norm() / layer.original.weight.norm()).item()
+        for path, layer in model.named_modules()
+        if isinstance(layer, LoRALinear)
+    }
     kinds = list(dict.fromkeys(path.rpartition(".")[2] for path in ratios))
-    colors, x, ticks = dict(zip(kinds, blues(len(kinds)), strict=True)), 0, {}
-    for kind in kinds:
-        mine = [r for path, r in ratios.items() if path.endswith(kind)]
-        ax.bar(range(x, x + len(mine)), mine, 0.85, color=colors[kind])
+    colors, x, ticks, most = blues(len(kinds)), 0, {}, max(ratios, key=ratios.get)
+    for kind, color in zip(kinds, colors, strict=True):
+        mine = {path: r for path, r in ratios.items() if path.endswith(kind)}
+        bars = ax.bar(range(x, x + len(mine)), list(mine.values()), 0.85, color=color)
+        ax.bar_label(bars, [f"{r:.2f}" if path == most else "" for path, r in mine.items()])
         ticks[x + (len(mine) - 1) / 2] = kind
         x += len(mine) + 1
     ax.axhline(1, color=BLACK, ls=":")
     ax.text(0, 1.03, "as large as W")
     ax.set_xticks(list(ticks), list(ticks.values()))
     ax.grid(axis="x", visible=False)
-    ax.set(title="The change is not small", ylabel="‖ΔW‖ / ‖W‖")
-    most, least = max(ratios, key=ratios.get), min(ratios, key=ratios.get)
+    least = min(ratios, key=ratios.get)
+    ax.set(title="The change is not small", ylabel="‖ΔW‖ / ‖W‖", ylim=(0, max(1, ratios[most]) + 0.2))
     return Picture(
         fig,
         "05_change_sizes",
@@ -82,8 +91,8 @@ def drift(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     for (dtype, by_adapters), color in zip(errors.items(), (SKY, BLUE), strict=True):
         for (adapters, found), style in zip(by_adapters.items(), ("-", ":"), strict=True):
             cycles = range(1, len(found) + 1)
-            mark = {} if style == "-" else {"marker": ""}
-            line(ax, cycles, found, color, f"{dtype}, {adapters}", ls=style, **mark)
+            hollow = {} if style == "-" else {"mfc": "white"}
+            line(ax, cycles, found, color, f"{dtype}, {adapters}", ls=style, **hollow)
     ax.set(title="Subtracting does not bring the weight back", yscale="log")
     ax.set(xlabel="cycles of adding and subtracting", ylabel="relative error of W")
     ax.legend(loc="center right")

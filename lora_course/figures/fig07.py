@@ -1,8 +1,9 @@
-"""Figures of notebook 07: the course in one picture."""
+"""Figures of notebook 07: a layer to name from memory, and the course in one picture."""
 
 from collections.abc import Mapping
 
 from lora_course.figures.style import (
+    BLACK,
     CONTEXT_TABLE,
     FULL,
     GREY,
@@ -15,6 +16,49 @@ from lora_course.figures.style import (
     figure,
 )
 from lora_lib.lora import LoRALinear
+
+RIGHT, WRONG = "#007A5A", "#B84A00"  # the marks of names, as in tables
+
+
+def from_memory() -> Picture:
+    """A LoRA layer with numbers where its labels were."""
+    from matplotlib.patches import Rectangle
+
+    fig, ax = figure(height=3.6)
+    for x, y, width, height, color, number in (
+        (3.2, 2.3, 2.0, 2.0, PALE, 1),
+        (2.6, 0.7, 2.0, 0.5, LORA, 2),
+        (5.3, -0.05, 0.5, 2.0, LORA, 3),
+    ):
+        ax.add_patch(Rectangle((x, y), width, height, color=color, lw=0))
+        dark = BLACK if color == PALE else "white"
+        middle = x + width / 2, y + height / 2
+        ax.text(*middle, str(number), ha="center", va="center", size=20, color=dark)
+    ring = dict(boxstyle="circle", fc="white", ec=BLACK, lw=1.6)
+    for x, y, number in ((6.9, 0.95, 4), (8.0, 2.0, 5)):
+        ax.text(x, y, str(number), ha="center", va="center", size=18, bbox=ring)
+    for start, end in (
+        ((1.4, 2.1), (3.1, 3.1)),
+        ((1.4, 1.9), (2.5, 1.05)),
+        ((4.7, 0.95), (5.2, 0.95)),
+        ((5.9, 0.95), (6.55, 0.95)),
+        ((5.3, 3.3), (7.7, 2.25)),
+        ((7.2, 1.15), (7.75, 1.75)),
+        ((8.35, 2.0), (9.1, 2.0)),
+    ):
+        ax.annotate("", end, start, arrowprops=dict(arrowstyle="->", lw=1.6))
+    ax.text(1.1, 2.0, "x", size=20, ha="center", va="center")
+    ax.text(9.4, 2.0, "h", size=20, ha="center", va="center")
+    ax.set(title="Which part is which?", xlim=(0.3, 10.2), ylim=(-0.3, 4.4), aspect="equal")
+    ax.axis("off")
+    return Picture(
+        fig,
+        "07_from_memory",
+        "A LoRA layer without its labels. Blue is trained, the rest is not.",
+        "A drawing with five numbers for labels. x goes into a large grey square, 1; and beside it "
+        "into a flat blue box, 2, then a tall thin blue box, 3, and a small ring, 4. Both "
+        "ways meet in a ring, 5, from which h leaves.",
+    )
 
 
 def lora_in_one_picture(
@@ -49,7 +93,8 @@ def lora_in_one_picture(
         result.text(0, y, name, va="center")
         result.text(scale * score + 0.1, y - 0.32, f"{score:.0%}", va="center", size=16)
     result.text(0, -0.5, "mean of six scripts, recorded", color=GREY, size=12)
-    names = ", ".join(f"{name} ({script})" for script, (name, _) in written.items())
+    told = {True: "", False: ", not as recorded"}
+    names = ", ".join(f"{name} ({script}{told[ok]})" for script, (name, ok) in written.items())
     bars = ", ".join(f"{name} {score:.0%}" for name, score in scores.items())
     return Picture(
         fig,
@@ -57,8 +102,9 @@ def lora_in_one_picture(
         "What LoRA is, what it does, and what it is worth.",
         "Three panels. The idea: beside a large frozen matrix W stand two thin ones, B and A, of "
         f"rank {layer.rank}; h = Wx + (α/r) BAx; {share:.1%} of the parameters are trained. What "
-        f"it does: {town} as the base writes it, and with one adapter after another: {names}. What it "
-        f"is worth: bars of the share of unseen towns that is right, mean of six scripts: {bars}.",
+        f"it does: {town} as the base writes it, and with one adapter after another: {names}. "
+        "What it is worth: bars of the share of unseen towns that is right, mean of six scripts: "
+        f"{bars}.",
     )
 
 
@@ -87,12 +133,13 @@ def _draw_idea(ax, layer: LoRALinear, share: float) -> None:
 
 
 def _draw_town(ax, town: str, written: Mapping[str, tuple[str, bool]]) -> None:
-    """A row for the base and one for each adapter; a tick where the spelling was recorded."""
+    """A row for the base and one for each adapter, and whether the spelling was recorded so."""
     ax.text(0, 3.6, "you type", va="center", color=GREY)
     ax.text(1.25, 3.6, town, va="center", size=20, weight="bold")
     for k, (script, (name, right)) in enumerate(written.items()):
         y = 2.9 - 0.65 * k
         ax.text(0, y, f"+ {script}" if k else "base", va="center", color=LORA if k else GREY)
         ax.text(1.25, y, name, va="center", size=20)
-        ax.text(2.85, y, "✓" if right else "✗", va="center", size=16)
+        mark, color = ("✓", RIGHT) if right else ("✗", WRONG)
+        ax.text(2.85, y, mark, va="center", size=16, color=color)
     ax.text(0, -0.5, "✓ as recorded, ✗ not", color=GREY, size=12)
