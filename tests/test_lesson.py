@@ -85,4 +85,4 @@ def test_part_5_merging_changes_nothing_but_where_the_change_lives(trained):
 
 
 def test_part_6_draws_its_two_panels():
-    assert len(visualize_lora_hyperparameters().axes) == 2
+    assert len(visualize_lora_hyperparameters().fig.axes) == 2

@@ -181,8 +181,8 @@ clear_gap = Choice(
         "r = 1, each at its own rate: say so plainly, and say for which task.",
         "Nothing about ranks: five seeds are too few to compare anything.": "how many seeds it "
         "takes depends on the gap. This one is ten times as wide as either spread",
-        "r = 8 beats r = 1, and r = 64 would be better still.": "the second half does not follow, "
-        "and the recorded runs of r = 64 are not above those of r = 16",
+        "r = 8 beats r = 1, and r = 64 would be better still.": "the second half does not follow: "
+        "two ranks say nothing of a third, which needs runs of its own",
         "r = 8 has the higher learning rate, and that explains it.": "each rank has the rate that "
         "suits it best on validation, and r = 1 took the higher one",
     },

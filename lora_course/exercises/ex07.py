@@ -59,7 +59,7 @@ def draw_targets() -> Iterator[tuple]:
 @torch.no_grad()
 def observe_targets(function: Callable, names: tuple[str, ...], rank: int) -> dict:
     result, again = function(names, rank), function(names, rank)
-    if not kinds(result).startswith("a model and ") or len(result) != 2:
+    if kinds(result) != "a model and a number":
         return {"what comes back": kinds(result)}
     own = again[0] is not result[0]
     facts = {"what comes back": "a model and a number", "a base of its own at each call": own}
@@ -82,30 +82,22 @@ lora_on = Exercise(
     with_lora,
     draw_targets,
     mistakes={
-        "two calls returned one and the same model; take a fresh base inside the function, with "
-        "load_pretrained()": lru_cache(1)(with_lora),
-        "LoRA sits on W_q and W_v, the default: names was not passed on": (
+        "two calls gave the same model; call load_pretrained() inside": lru_cache(1)(with_lora),
+        "LoRA sits on W_q and W_v, the default; pass names on": (
             lambda names, rank: with_lora(("W_q", "W_v"), rank)
         ),
-        "the base still trains, so this is not LoRA alone; freeze it": but(
-            lambda model, count: (model.requires_grad_(), count)
-        ),
-        "the factors are frozen too, so they cannot be trained": but(
-            lambda model, count: (model.requires_grad_(False), count)
-        ),
         "this has rank 8, the default; pass rank on": lambda names, rank: with_lora(names, 8),
-        "alpha is 16, the default; unless it is computed from the rank, two ranks differ in step "
-        "size too": lambda names, rank: with_lora(names, rank, alpha=16.0),
+        "alpha is 16, the default, so two ranks differ in step size too": (
+            lambda names, rank: with_lora(names, rank, alpha=16.0)
+        ),
         "alpha is 2, which is to be the scaling; alpha is twice the rank": (
             lambda names, rank: with_lora(names, rank, alpha=2.0)
         ),
-        "you counted every parameter; count those with requires_grad only": but(
-            lambda model, count: (model, count_parameters(model))
-        ),
-        "you counted layers; the number asked for is that of the parameters that train": but(
-            lambda model, count: (model, len(lora_layers(model)))
-        ),
-        "the model comes first, then the number": but(lambda model, count: (count, model)),
+        "the base still trains; freeze it": but(lambda m, n: (m.requires_grad_(), n)),
+        "the factors are frozen too": but(lambda m, n: (m.requires_grad_(False), n)),
+        "you counted all; count what requires_grad": but(lambda m, n: (m, count_parameters(m))),
+        "you counted layers, not what trains": but(lambda m, n: (m, len(list(lora_layers(m))))),
+        "the model comes first, then the number": but(lambda m, n: (n, m)),
     },
     observe=observe_targets,
     why="The choice of targets is one argument; what it is worth is a measurement.",
@@ -175,41 +167,36 @@ def observe_rank(function: Callable, *arguments) -> dict:
         return {"the rank": "ValueError"}
 
 
-PIECE = 'compare the last piece of the path, path.split(".")[-1]'
+PIECE = 'compare its last piece, path.split(".")[-1]'
 
 rank_for_budget = Exercise(
     "07 rank_for_budget",
     highest_rank(),
     draw_budgets,
     mistakes={
-        "no layer matched, so rank 1 costs 0: a path such as blocks.0.attention.W_q is longer than "
-        f"a name; {PIECE}": highest_rank(lambda path, names: path in names),
-        "an nn.Embedding called W_q was counted; ask isinstance(module, nn.Linear)": (
-            highest_rank(kind=nn.Module)
+        f"no layer matched, since a path is longer than a name; {PIECE}": (
+            highest_rank(lambda path, names: path in names)
         ),
-        f"old_W_q only ends like W_q and is another name; {PIECE}": (
+        f"old_W_q only ends like W_q; {PIECE}": (
             highest_rank(lambda path, names: path.endswith(names))
         ),
         f"old_W_q and W_q_old hold W_q and are other names; {PIECE}": (
             highest_rank(lambda path, names: any(name in path for name in names))
         ),
+        "an nn.Embedding called W_q was counted": highest_rank(kind=nn.Module),
         "a budget below rank 1 must raise ValueError": highest_rank(least=0),
-        "you counted one layer; every layer with a matching name gets factors": (
-            highest_rank(total=lambda costs: costs[0])
-        ),
-        "weight.numel() counts the full weights; the factors hold r · (d_out + d_in)": (
+        "you counted one layer; all that match get factors": highest_rank(total=lambda x: x[0]),
+        "weight.numel() counts all of W; rank 1 costs d_out + d_in": (
             highest_rank(cost=lambda layer: layer.weight.numel())
         ),
-        "not every weight is square; a layer costs d_out + d_in": (
+        "not every weight is square; rank 1 costs d_out + d_in": (
             highest_rank(cost=lambda layer: 2 * layer.in_features)
         ),
-        "that is A alone; B has d_out numbers more at every rank": (
-            highest_rank(cost=lambda layer: layer.in_features)
-        ),
-        "that rank takes more than the budget; round down, as // does": (
+        "that is A alone; B has numbers too": highest_rank(cost=lambda layer: layer.in_features),
+        "that rank takes more than the budget; round down": (
             highest_rank(divide=lambda budget, cost: round(budget / cost))
         ),
-        "a budget that is used to the last number is kept: at most means ≤": (
+        "the budget may be used up to its last number: at most means ≤": (
             highest_rank(divide=lambda budget, cost: (budget - 1) // cost)
         ),
     },
@@ -244,26 +231,13 @@ conclude_budget = Choice(
 # --- 3: two tasks, two adapters ------------------------------------------------------------------
 
 
-def swapped(take_off=lambda model: unload_lora(model, merge=False)) -> Callable:
+def swapped(take_off=lambda model: unload_lora(model, merge=False), then=lambda model: model):
     def swap(model, directory):
         if any(lora_layers(model)):
             take_off(model)
-        return load_adapter(model, directory)
+        return then(load_adapter(model, directory))
 
     return swap
-
-
-def cut_out(model: nn.Module, names: tuple[str, ...] = ()) -> None:
-    """Put the plain layers back as they are, merged or not."""
-    for path, layer in list(model.named_modules()):
-        if isinstance(layer, LoRALinear) and (not names or last_piece(path, names)):
-            model.set_submodule(path, layer.original)
-
-
-def merged(model, directory):
-    swapped()(model, directory)
-    merge_lora_weights(model)
-    return model
 
 
 @torch.no_grad()
@@ -273,6 +247,18 @@ def subtract(model: nn.Module) -> None:
         layer.original.weight += layer.delta_weight()
         layer.original.weight -= layer.delta_weight()
     unload_lora(model, merge=False)
+
+
+def cut_out(model: nn.Module, names: str = "") -> None:
+    """Put the plain layers back as they are, merged or not."""
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, LoRALinear) and names in path:
+            model.set_submodule(path, layer.original)
+
+
+def merged(model: nn.Module) -> nn.Module:
+    merge_lora_weights(model)
+    return model
 
 
 def draw_adapters() -> Iterator[tuple]:
@@ -320,32 +306,25 @@ swap = Exercise(
     swapped(),
     draw_adapters,
     mistakes={
-        "the model may be plain: there is nothing to take off on the first call, so ask whether it "
-        "has LoRA layers": lambda model, directory: load_adapter(
-            unload_lora(model, merge=False), directory
+        "a plain model has nothing to take off; ask first whether it has LoRA layers": (
+            lambda model, path: load_adapter(unload_lora(model, merge=False), path)
         ),
-        "an adapter of another rank was on the model; take off what is there first": (
-            swapped(take_off=lambda model: None)
+        "another adapter was on the model; take it off first": swapped(lambda model: None),
+        "only attention was cleared; an adapter may sit on any layer": (
+            swapped(lambda model: cut_out(model, "attention"))
         ),
-        "you returned another model, and one base in memory is the point of swapping: put the "
-        "adapter on the model you were given": (
-            lambda model, directory: swapped()(copy.deepcopy(model), directory)
+        "you returned another model; put the adapter on the one you were given": (
+            lambda model, path: swapped()(copy.deepcopy(model), path)
         ),
         "the old adapter was merged into the base: unload_lora merges unless you say merge=False": (
-            swapped(take_off=unload_lora)
+            swapped(unload_lora)
         ),
-        "the first adapter stays on; take it off, then load the new one": lambda model, directory: (
-            model if any(lora_layers(model)) else load_adapter(model, directory)
+        "a merged adapter stayed in the base; unmerge before you take it off": swapped(cut_out),
+        "the first adapter stays on; take it off, then load the new one": (
+            lambda model, path: model if any(lora_layers(model)) else load_adapter(model, path)
         ),
-        "a merged adapter was left in the base: unmerge before you take the plain layer out": (
-            swapped(take_off=cut_out)
-        ),
-        "only W_q and W_v were cleared; an adapter may sit on any layer": (
-            swapped(take_off=lambda model: cut_out(model, ("W_q", "W_v")))
-        ),
-        "the new adapter is merged, so the base weights are no longer the base's": merged,
-        "the base is off by rounding: W + ΔW − ΔW is not W in floating point; put the kept weight "
-        "back instead of subtracting": swapped(take_off=subtract),
+        "you merged the new adapter, and the base weights are to stay": swapped(then=merged),
+        "the base is off by rounding, as W + ΔW − ΔW is; put the kept W back": swapped(subtract),
     },
     observe=observe_swap,
     may_change=True,
@@ -354,8 +333,7 @@ swap = Exercise(
         "Two steps: take off what is on the model, then load the new adapter.",
         "unload_lora(model, merge=False) puts the original weights back, also after a merge; it "
         "raises on a plain model.",
-        "any(isinstance(m, LoRALinear) for m in model.modules()) says whether there is something "
-        "to take off.",
+        "any(isinstance(m, LoRALinear) for m in model.modules()) says whether one is on.",
     ],
 )
 
@@ -380,9 +358,7 @@ conclude_swap = Choice(
 # --- 4: SVD of the merged change -----------------------------------------------------------------
 
 
-def measured(
-    measure=k90, of=singular_values, changed=Tensor.any, changes=weight_changes
-) -> Callable:
+def measured(measure=k90, of=singular_values, changed=Tensor.any, changes=weight_changes):
     def change_ranks(before, after):
         found = changes(before, after).items()
         return {path: measure(of(change)) for path, change in found if changed(change)}
@@ -390,17 +366,13 @@ def measured(
     return change_ranks
 
 
-def with_the_table(before, after):
-    return weight_changes(before, after) | {
-        path: module.weight - before.get_submodule(path).weight
-        for path, module in after.named_modules()
-        if isinstance(module, nn.Embedding)
-    }
-
-
 def after_alone(before, after):
-    changed = measured()(before, after)
-    return {path: after[path].weight for path in changed}
+    return {path: after[path].weight for path in measured()(before, after)}
+
+
+def with_the_table(before, after):
+    table = after["table"].weight - before["table"].weight
+    return weight_changes(before, after) | {"table": table}
 
 
 def draw_models() -> Iterator[tuple]:
@@ -423,9 +395,8 @@ def draw_models() -> Iterator[tuple]:
 def observe_ranks(function: Callable, before: nn.Module, after: nn.Module) -> dict:
     ranks = function(before, after)
     facts = {"what comes back": type(ranks).__name__}
-    if not isinstance(ranks, dict):
-        return facts
-    return facts | {"the layers": sorted(map(str, ranks)), "k90 of each change": ranks}
+    layers = isinstance(ranks, dict) and sorted(map(str, ranks))
+    return facts | {"the layers": layers, "k90 of each change": ranks}
 
 
 change_ranks = Exercise(
@@ -439,34 +410,28 @@ change_ranks = Exercise(
         'the weight of "same" did not change (its bias did), so leave it out': (
             lambda *models: measured()(*models) | {"same": 0}
         ),
-        'the weight of "tiny" did change, by little and with a sum of zero; ask change.any()': (
+        'the weight of "tiny" did change, with a sum of zero; ask change.any()': (
             measured(changed=Tensor.sum)
         ),
-        "you measured the weight after training; the question is its change": (
-            measured(changes=after_alone)
-        ),
-        "k90 takes singular values, not a matrix: k90(singular_values(change))": (
-            measured(of=lambda change: change)
-        ),
-        "table is an nn.Embedding; the question is about each nn.Linear": (
-            measured(changes=with_the_table)
-        ),
-        "90 % is a share of Σσ², and this is one of Σσ; square the singular values": (
+        '"table" is an nn.Embedding, and no nn.Linear': measured(changes=with_the_table),
+        "this is the weight afterwards; take its change": measured(changes=after_alone),
+        "k90 takes singular values, not a matrix": measured(of=lambda change: change),
+        "90 % of Σσ² are asked for, and this is 90 % of Σσ": (
             measured(of=lambda change: singular_values(change).sqrt())
         ),
-        "one too few: the first k with 90 % has the index k − 1": (
+        "one too few: the k-th direction has the index k − 1": (
             measured(lambda values: k90(values) - 1)
         ),
-        "you counted all directions that are not zero; k90 counts those that hold 90 % of the "
-        "energy": measured(torch.linalg.matrix_rank, of=lambda change: change),
+        "you counted all directions that are not zero, not those with 90 % of the energy": (
+            measured(torch.linalg.matrix_rank, of=lambda change: change)
+        ),
     },
     observe=observe_ranks,
     why="You can now ask any pair of checkpoints how many directions training used.",
     hints=[
         "weight_changes, singular_values and k90 of lora_lib.rank do most of it; "
         "`from lora_lib import rank; help(rank)` shows them.",
-        "weight_changes(before, after) is a dict from path to change; skip a change without any "
-        "non-zero entry.",
+        "weight_changes(before, after) is {path: change}; skip a change that is zero everywhere.",
         "k90(singular_values(change)) for each of the others, in a dict with the same paths.",
     ],
 )
@@ -483,8 +448,8 @@ conclude_ranks = Choice(
         "Training the adapter discovered that this task has a rank of 8 at most.": "B·A has rank 8 "
         "at most, whatever the data; you found what was put in.",
         "Full fine-tuning's change is noise beyond its first 8 directions; cut them off.": "its "
-        "k90 lies well below that of noise of the same shape; and cut to rank 8 it wrote far fewer "
-        "towns right, as the table before the exercises says.",
+        "k90 lies well below that of noise; and cut to rank 8 it wrote next to no town right, as "
+        "notebook 04 shows.",
         "LoRA cannot come near full fine-tuning, since the ranks differ so much.": "the exact "
         "matches stand close while the ranks do not: two different changes can do nearly the same.",
     },
@@ -495,9 +460,9 @@ conclude_ranks = Choice(
 # --- 5: a quantised base -------------------------------------------------------------------------
 
 
-def sizes(weight: Tensor) -> Tensor:
+def sizes(weight: Tensor, dim: int = 1) -> Tensor:
     """The largest size in each row, and 1 for a row of zeros."""
-    size = weight.abs().amax(dim=1, keepdim=True)
+    size = weight.abs().amax(dim=dim, keepdim=True)
     return size.where(size > 0, 1.0)
 
 
@@ -553,35 +518,30 @@ quantise = Exercise(
     quantised(),
     draw_weights,
     mistakes={
-        "weight and scales do not go together: one scale a row has shape (d_out, 1), and "
-        "amax(dim=1, keepdim=True) keeps that dimension": (
+        "the integers come first, then the scales": quantised(kept=lambda n, s: (s, n)),
+        "the integers are floats; .to(torch.int8) keeps a byte each": quantised(
+            convert=torch.round
+        ),
+        "the scales lack a dimension: amax(dim=1, keepdim=True) gives (d_out, 1)": (
             quantised(lambda weight, top: sizes(weight)[:, 0] / top)
         ),
-        "the integers come first, then the scales": (
-            quantised(kept=lambda integers, scales: (scales, integers))
-        ),
-        "a scale for each column; each output channel is a row, dim=1": (
-            quantised(lambda weight, top: weight.abs().amax(dim=0, keepdim=True) / top)
-        ),
-        "the scales are upside down: integers * scales is to give the weight, not to be it": (
-            quantised(kept=lambda integers, scales: (integers, 1 / scales))
-        ),
-        "the integers are floats; they need a byte each, .to(torch.int8)": (
-            quantised(convert=torch.round)
+        "one scale a column; each output channel is a row, so take dim=1": (
+            quantised(lambda weight, top: sizes(weight, dim=0) / top)
         ),
         "one scale for all: the row with the largest weights spoils every other row": (
             quantised(lambda weight, top: weight.abs().max() / top)
         ),
+        "the scales are upside down": quantised(kept=lambda n, s: (n, 1 / s)),
         "a row's largest weight can be negative; take the scale from weight.abs()": (
             quantised(lambda weight, top: weight.amax(dim=1, keepdim=True).clamp_min(1e-9) / top)
         ),
         "an entry is off by a whole step, as torch.int8 cuts off; round first": (
             quantised(convert=lambda multiples: multiples.to(torch.int8))
         ),
-        "top is 2**(bits − 1) − 1; one more, and the largest integer wraps round": (
-            quantised(top=lambda bits: 2 ** (bits - 1))
+        "top is one less; so the largest integer wraps round": quantised(
+            top=lambda n: 2 ** (n - 1)
         ),
-        "the integers are those of 8 bits, whatever bits says": quantised(top=lambda bits: 127),
+        "the integers are those of 8 bits, whatever bits says": quantised(top=lambda n: 127),
         "a row of zeros gives 0 / 0; a scale must be positive there too": (
             quantised(lambda weight, top: weight.abs().amax(dim=1, keepdim=True) / top)
         ),
@@ -589,8 +549,7 @@ quantise = Exercise(
     observe=observe_quantise,
     why="A base can be kept in a quarter of its bytes or fewer, and each row has its own step.",
     hints=[
-        "bits give integers from −top to top with top = 2**(bits − 1) − 1; a row's scale is its "
-        "largest size over top.",
+        "top = 2**(bits − 1) − 1; a row's scale is its largest size over top.",
         "weight.abs().amax(dim=1, keepdim=True) / top has shape (d_out, 1).",
         "(weight / scale).round().to(torch.int8), with a scale of 1 where the row is all zero.",
     ],

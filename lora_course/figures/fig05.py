@@ -74,8 +74,8 @@ def change_sizes(model: nn.Module) -> Picture:
     ax.text(0, 1.03, "as large as W")
     ax.set_xticks(list(ticks), list(ticks.values()))
     ax.grid(axis="x", visible=False)
-    least = min(ratios, key=ratios.get)
-    ax.set(title="The change is not small", ylabel="‖ΔW‖ / ‖W‖", ylim=(0, max(1, ratios[most]) + 0.2))
+    least, top = min(ratios, key=ratios.get), max(1, ratios[most]) + 0.2
+    ax.set(title="The change is not small", ylabel="‖ΔW‖ / ‖W‖", ylim=(0, top))
     return Picture(
         fig,
         "05_change_sizes",
