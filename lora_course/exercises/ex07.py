@@ -240,19 +240,6 @@ def swapped(take_off=lambda model: unload_lora(model, merge=False), then=lambda 
     return swap
 
 
-def cut_out(model: nn.Module, names: tuple[str, ...] = ()) -> None:
-    """Put the plain layers back as they are, merged or not."""
-    for path, layer in list(model.named_modules()):
-        if isinstance(layer, LoRALinear) and (not names or last_piece(path, names)):
-            model.set_submodule(path, layer.original)
-
-
-def merged(model, directory):
-    swapped()(model, directory)
-    merge_lora_weights(model)
-    return model
-
-
 @torch.no_grad()
 def subtract(model: nn.Module) -> None:
     for layer in lora_layers(model):
@@ -377,14 +364,6 @@ def measured(measure=k90, of=singular_values, changed=Tensor.any, changes=weight
         return {path: measure(of(change)) for path, change in found if changed(change)}
 
     return change_ranks
-
-
-def with_the_table(before, after):
-    return weight_changes(before, after) | {
-        path: module.weight - before.get_submodule(path).weight
-        for path, module in after.named_modules()
-        if isinstance(module, nn.Embedding)
-    }
 
 
 def after_alone(before, after):
@@ -548,15 +527,6 @@ quantise = Exercise(
         ),
         "one scale a column; each output channel is a row, so take dim=1": (
             quantised(lambda weight, top: sizes(weight, dim=0) / top)
-        ),
-        "a scale for each column; each output channel is a row, dim=1": (
-            quantised(lambda weight, top: weight.abs().amax(dim=0, keepdim=True) / top)
-        ),
-        "the scales are upside down: integers * scales is to give the weight, not to be it": (
-            quantised(kept=lambda integers, scales: (integers, 1 / scales))
-        ),
-        "the integers are floats; they need a byte each, .to(torch.int8)": (
-            quantised(convert=torch.round)
         ),
         "one scale for all: the row with the largest weights spoils every other row": (
             quantised(lambda weight, top: weight.abs().max() / top)
