@@ -44,8 +44,9 @@ def class_notebook() -> NotebookNode:
             kind = cell.metadata.get("slideshow", {}).get("slide_type")
             if "core" not in cell.metadata.get("tags", ()) or kind == "skip":
                 continue
-            if any("image/png" in output.get("data", {}) for output in cell.get("outputs", ())):
-                cell.metadata.tags.append("draws")  # its code is about drawing
+            draws = any("image/png" in output.get("data", {}) for output in cell.get("outputs", ()))
+            if draws or "show_source(" in cell.source:
+                cell.metadata.tags.append("draws")  # its code is about showing
             cells.append(cell)
             if waiting:
                 cells.append(slide("\n".join(waiting), "notes"))

@@ -98,7 +98,12 @@ FIGURES = {
                       "feed-forward", "blocks", "all-linear")},),
     "alpha_valleys": ({alpha: {rate: 0.5 + rate for rate in (0.001, 0.01, 0.05)}
                        for alpha in (4.0, 16.0, 64.0)},),
-    "comparison": ({name: torch.linspace(6, 1, 240).tolist() for name in LABELS[:3]},
+    "sequence": ("Batman", "ბათმანი"),
+    "rates": ({name: {0.001: LEVELS[1], 0.01: LEVELS[2]} for name in LABELS[:2]},
+              dict.fromkeys(LABELS[:2], 0.01)),
+    "methods": (dict(zip(("full fine-tuning", "LoRA, r = 8", "counting letters", "from scratch"),
+                         (0.43, 0.39, 0.3, 0.18), strict=True)),),
+    "comparison": ({name: torch.linspace(6, 1, 240).tolist() for name in LABELS[:2]},
                    {2**k: (9_891 * 2**k, LEVELS[1]) for k in range(7)}, (944_163, LEVELS[2])),
     "methods_by_script": ({name: [SEEDS["high"]] * 6 for name in LABELS}, SIX),
     "scores_by_pairs": ((100, 300, 1000, 2637),
@@ -113,12 +118,6 @@ FIGURES = {
     "drift": ({dtype: {"six adapters in turn": [start, 30 * start], "one adapter": [start] * 2}
                for dtype, start in (("bf16", 1e-3), ("float32", 3e-8))},),
     "volume": ({0: 0.0, 0.5: 0.04, 0.75: 0.58, 1: 0.6, 1.25: 0.58, 1.5: 0.52, 2: 0.13},),
-    "rate_and_rank": ({rule: {r: {0.001: 0.9, 0.01: 0.6, 0.02: 0.8} for r in (1, 4, 16, 64)}
-                       for rule in ("α = 2r", "α = 16")},),
-    "one_rate_for_all": ([1, 8, 64], {0.002: LEVELS, 0.01: LEVELS}, LEVELS),
-    "equal_budget": ({f"{name}\nr = 8": LEVELS[2] for name in
-                      ("W_q, W_v", "attention", "feed-forward", "blocks", "all-linear")},),
-    "alpha_valleys": ({a: {0.002: 0.62, 0.01: 0.55, 0.05: 0.68} for a in (4.0, 16.0, 64.0)},),
     "k90_by_matrix": ({name: {(m, i): 20.0 + i for m in ("W_k", "W_o", "W_q", "W_v")
                               for i in range(4)} for name in LABELS[:4]}, 65.0),
     "intruders": ({128: torch.rand(99) / 3, 4096: torch.rand(99) / 9}, torch.rand(99)),
