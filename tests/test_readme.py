@@ -89,11 +89,13 @@ def test_every_command_that_makes_recorded_results_is_on_their_page():
 
 
 def test_the_map_says_the_minutes_that_the_notebooks_say():
-    rows = re.findall(r"\((notebooks/0\S+)\) \|.*\| (\d+) min.* \| (\d+) s \|", README)
+    rows = re.findall(r"\((notebooks/0\S+)\) \|.*\| (\d+) min, (\d+) min \| (\d+) s \|", README)
     assert len(rows) == 7
-    for name, reading, running in rows:
+    for name, *minutes in rows:
         first = nbformat.read(ROOT / name, as_version=4).cells[0].source
         said = re.search(
-            r"Reading: about (\d+) minutes.*running: about (\d+) seconds", first, re.DOTALL
+            r"About (\d+) minutes to read, (\d+) for the exercises, (\d+) seconds", first
         )
-        assert said and said.groups() == (reading, running), name
+        assert said and [*said.groups()] == minutes, name
+    reading, exercises, _ = (sum(map(int, column)) for column in list(zip(*rows, strict=True))[1:])
+    assert f"{reading} minutes to read and {exercises} for the exercises" in README
