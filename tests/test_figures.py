@@ -3,6 +3,7 @@
 import html
 import io
 from itertools import combinations
+from pathlib import Path
 from unittest.mock import patch
 
 import matplotlib.image
@@ -12,7 +13,12 @@ import torch
 from matplotlib.text import Text
 
 from lora_course import figures
-from lora_lib import add_lora_to_model, freeze_non_lora_params, load_pretrained
+from lora_lib import (
+    add_lora_to_model,
+    count_parameters,
+    freeze_non_lora_params,
+    load_pretrained,
+)
 from lora_lib.lora import LoRALinear
 from lora_lib.rank import k90
 
@@ -135,8 +141,9 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_can_be_read(name):
-    drawn = getattr(figures, name)(*FIGURES[name])
-    assert complaints(getattr(drawn, "fig", drawn)) == []
+    picture = getattr(figures, name)(*FIGURES[name])
+    assert complaints(picture.fig) == []
+    assert len(picture.alt) >= 100 and picture.alt.endswith(".") and picture.caption.endswith(".")
 
 
 def test_a_figure_is_shown_with_its_alt_text_and_kept_where_asked(tmp_path, monkeypatch):
@@ -346,3 +353,13 @@ def test_the_picture_draws_to_scale_what_it_is_given():
     assert "Μπρέμεν (Greek, not as recorded)" in picture.alt
     widths, scores = [bar.get_width() for bar in result.patches], [*SCORES.values()]
     assert [width / widths[0] for width in widths] == pytest.approx([s / scores[0] for s in scores])
+
+
+def test_the_committed_picture_tells_the_share_that_lora_trains():
+    base = load_pretrained()[0]
+    all_weights = count_parameters(base)
+    freeze_non_lora_params(add_lora_to_model(base, 8, 16.0, "all-linear")[0])
+    share = count_parameters(base, only_trainable=True) / all_weights
+    notebooks = Path(__file__).parent.parent / "notebooks"
+    page = (notebooks / "07_summary_and_exercises.ipynb").read_text("utf-8")
+    assert f"; {share:.1%} of the parameters are trained" in page
