@@ -77,10 +77,10 @@ def landscape(paths: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:
     return Picture(
         fig,
         "02_landscape",
-        "Dark is wrong. The valley is dashed; each path begins at its label.",
+        "The darker, the larger the error. The valley is dashed; each track begins at its label.",
         "A map of the error over A and B. A dashed valley, where B A = 3 without error, runs "
         "through two opposite corners; between them lies a saddle at (0, 0). "
-        f"Paths of descent lead {told}.".replace("-", "−"),
+        f"Tracks of descent lead {told}.".replace("-", "−"),
     )
 
 
@@ -103,7 +103,7 @@ def growing_strengths(history: Sequence[Tensor], true: Sequence[float]) -> Pictu
     return Picture(
         fig,
         "02_growing_strengths",
-        "The singular values of B A in training. Dotted: those that are there to be found.",
+        "The singular values of B A in training. Dotted: the strengths of the teacher's change.",
         f"Lines over {last} steps of training: the singular values of B A rise from near zero one "
         f"after another, the largest first, and end at {ends}; dotted lines stand at "
         f"{', '.join(f'{s:g}' for s in true)}. The largest of the others ends at {rest[-1]:.2f}.",

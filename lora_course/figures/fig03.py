@@ -42,7 +42,7 @@ def model_map(model: nn.Module) -> Picture:
     ax.legend(handles=legend, loc="lower center", ncols=3)
     counts = {s: sum(state == s for _, state in states.values()) for s in _LOOKS}
     told = "; ".join(f"{count} {state}" for state, count in counts.items())
-    caption = "A box for every linear layer: grey stays as it is, blue has LoRA, orange trains."
+    caption = "Grey is frozen; in blue only A and B train; orange trains whole."
     return Picture(
         fig,
         "03_model_map",
@@ -95,7 +95,7 @@ def attention_maps(maps: Mapping[str, tuple[Tensor, str]], columns: Sequence[str
     return Picture(
         fig,
         "03_attention",
-        "The same head looks at the same place, whichever script it writes.",
+        "The same head looks at the same place. BOS and SEP begin and end the Latin name.",
         "Attention maps of one head, a row for each letter that it writes, a column for each Latin "
         f"letter; darker is more weight. It writes {told}. In both the dark cells run down the "
         "diagonal: most letters look at their own place in the Latin name.",

@@ -61,7 +61,7 @@ def clinic(runs: Mapping[str, dict]) -> Picture:
     return Picture(
         fig,
         "04_clinic",
-        "Dashed: the healthy run, behind each of the others.",
+        "Dashed: the healthy run, behind each of the others. Run C leaves the frame.",
         f"Small panels of loss over {len(run['losses'])} steps, one a run, the healthy run dashed "
         f"behind each. From the first step to the last: {ends}.",
     )
@@ -131,7 +131,7 @@ def rates(
     return Picture(
         fig,
         "04_rates",
-        "Stars: the rates that towns kept apart for the choice like best. Five seeds a point.",
+        "Stars: the best rate on towns kept apart for this choice. Bands: five seeds.",
         f"Two lines over the learning rate, which rises and falls for each method: {told}.",
     )
 

@@ -25,7 +25,7 @@ def two_ways() -> Picture:
     fig, axes = figure(2, height=3)
     drawn = {
         "Unmerged: three products": (
-            ((2, 1.2, 3.4, PALE, "W"), (2, -0.8, 1.3, LORA, "A"), (4.1, -0.8, 1.3, LORA, "B")),
+            ((2, 1.2, 3.4, PALE, "W"), (2, -0.8, 1.3, LORA, "A"), (4.1, -0.8, 1.3, LORA, "s · B")),
             ((0.9, 0.6, 2, 1.6), (0.9, 0.4, 2, -0.4), (3.3, -0.4, 4.1, -0.4),
              (5.4, 1.6, 6.4, 0.6), (5.4, -0.4, 6.4, 0.4)),
         ),
@@ -79,7 +79,7 @@ def change_sizes(model: nn.Module) -> Picture:
     return Picture(
         fig,
         "05_change_sizes",
-        "A bar for each adapted layer; the four blocks stand side by side.",
+        "A bar for each adapted layer; in each group the four blocks, from the first to the last.",
         f"Bars of the size of ΔW over that of W for {len(ratios)} layers, from {ratios[least]:.2f} "
         f"({least}) to {ratios[most]:.2f} ({most}). A dotted line marks 1: as large as W.",
     )
@@ -104,7 +104,7 @@ def drift(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     return Picture(
         fig,
         "05_drift",
-        "A kept copy of W has no error at all, so it is not on this axis.",
+        "The error of W after adding and subtracting, again and again. A kept copy has none.",
         f"Relative error of a weight over cycles of merging and unmerging by subtraction. {told}.",
     )
 
@@ -122,6 +122,6 @@ def volume(scores: Mapping[float, float]) -> Picture:
     return Picture(
         fig,
         "05_volume_knob",
-        "Around λ = 1 lies a broad hill; on either side the names are lost.",
+        "Names right, of the first 100 unseen towns. Far from λ = 1 the names are lost.",
         f"A line: names right of 100 unseen Georgian towns against the volume λ: {told}.",
     )

@@ -69,7 +69,12 @@ def rate_and_rank(
             ax.axvline(full_rate, color=FULL, ls="--")
             line(ax, list(bits), list(bits.values()), LORA, markevery=1, ms=6)
             ax.plot(best, bits[best], "*", color=LORA, ms=20, mec=BLACK)
-            ax.set(title=f"r = {rank}: {best:g}", xscale="log", ylim=(0.42, 1.25), xlim=(4e-4, 0.1))
+            ax.set(
+                title=f"r = {rank}, best {best:g}",
+                xscale="log",
+                ylim=(0.42, 1.25),
+                xlim=(4e-4, 0.1),
+            )
             ax.set_xticks((1e-3, 1e-2), ("0.001", "0.01"))
             ax.minorticks_off()
             ax.label_outer()
@@ -117,7 +122,7 @@ def one_rate_for_all(
     return Picture(
         fig,
         "06_one_rate_for_all",
-        "Left, two opposite headlines from the same ranks; right, neither of them.",
+        "Left, one rate for all ranks; right, a rate tuned for each. Bands: five seeds.",
         f"Two panels of names right against rank. Left, at one rate for all: {told}. Right, with a "
         f"rate tuned for each rank: from {mean(tuned[0]):.2f} up to {mean(tuned[-1]):.2f}.",
     )
@@ -136,7 +141,7 @@ def equal_budget(scores: Mapping[str, Sequence[float]]) -> Picture:
     return Picture(
         fig,
         "06_targets",
-        "About 79,000 parameters each; a line shows the lowest and the highest of five seeds.",
+        "76,800 to 82,944 parameters each; a line shows the lowest and the highest of five seeds.",
         f"Bars of names right for choices of targets at an equal number of parameters: {told}.",
     )
 
