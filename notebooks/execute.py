@@ -18,22 +18,26 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 
 
-def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Run a notebook's cells from the top, in `folder`; it holds their outputs then."""
-    NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        record_timing=False,
-        resources={"metadata": {"path": str(folder)}},
-    ).execute()
+def run(notebook: nbformat.NotebookNode) -> None:
+    """Run a notebook's cells from the top; it holds their outputs then.
+
+    It runs in an empty folder: what it shows cannot depend on a file that another one has left.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        NotebookClient(
+            notebook,
+            timeout=600,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": folder}},
+        ).execute()
 
 
 def execute(path: Path) -> float:
     """Run a notebook from the top and write it back; returns the seconds it took."""
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
-    run(notebook, path.parent)
+    run(notebook)
     seconds = time.perf_counter() - start
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:

@@ -25,7 +25,7 @@ def failures(path: Path, seed: int) -> list[str]:
     ]
     cell.source = f"seed = {seed}"
     try:
-        run(notebook, path.parent)
+        run(notebook)
     except Exception as error:  # of a cell, or of the kernel
         return [f"stopped: {str(error)[-600:]}"]
     outputs = [
