@@ -18,7 +18,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lab: .venv/installed
 	@# JupyterLab strips the alt text from the committed outputs of notebooks that it does not trust.
-	@$(BIN)/jupyter trust notebooks/*.ipynb notebooks/*/*.ipynb >/dev/null
+	-@$(BIN)/jupyter trust notebooks/*.ipynb notebooks/*/*.ipynb >/dev/null
 	$(BIN)/jupyter lab $(ROOT) --LabApp.default_url=/lab/tree/notebooks/01_rank_intuition.ipynb $(LAB_ARGS)
 
 check:

@@ -84,8 +84,9 @@ def _name_cell(script: str, town: str, name: str) -> str:
     return f"<td style='text-align:left'><bdi>{html.escape(name)}</bdi>{mark}{below}</td>"
 
 
-_RIGHT = " <span style='color:#007A5A' title='as recorded'>✓</span>"
-_WRONG = " <span style='color:#B84A00' title='not as recorded'>✗</span>"
+RIGHT, WRONG = "#007A5A", "#B84A00"  # the colours of the marks
+_RIGHT = f" <span style='color:{RIGHT}' title='as recorded'>✓</span>"
+_WRONG = f" <span style='color:{WRONG}' title='not as recorded'>✗</span>"
 
 
 def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> str:

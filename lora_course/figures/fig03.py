@@ -42,11 +42,10 @@ def model_map(model: nn.Module) -> Picture:
     ax.legend(handles=legend, loc="lower center", ncols=3)
     counts = {s: sum(state == s for _, state in states.values()) for s in _LOOKS}
     told = "; ".join(f"{count} {state}" for state, count in counts.items())
-    caption = "Grey is frozen; in blue only A and B train; orange trains whole."
     return Picture(
         fig,
         "03_model_map",
-        caption,
+        "Grey is frozen; in blue only A and B train; orange trains whole.",
         f"A map of the model: {len(model.blocks)} blocks of six linear layers, a classifier. Of "
         f"{len(states)} boxes: {told}. "
         f"Embeddings and norms: {rest}. {trained:,} of {total:,} parameters train.",

@@ -47,6 +47,9 @@ def sequence(latin: str, target: str) -> Picture:
     )
 
 
+TOP = 8  # of the axis of losses
+
+
 def clinic(runs: Mapping[str, dict]) -> Picture:
     """Losses of the healthy run and of each broken one, in a panel of its own; the healthy run
     stands dashed behind every other."""
@@ -55,13 +58,15 @@ def clinic(runs: Mapping[str, dict]) -> Picture:
         ax.plot(runs["healthy"]["losses"], color=GREY, ls="--")
         ax.plot(run["losses"], color=LORA)
         title = name if name == "healthy" else f"run {name}"
-        ax.set(title=title, ylim=(0, 8), xlabel="step", ylabel="loss")
+        ax.set(title=title, ylim=(0, TOP), xlabel="step", ylabel="loss")
         ax.label_outer()
+    high = [name for name, run in runs.items() if max(run["losses"]) > TOP]
+    gone = f" Out of the frame for a while: {', '.join(high)}." if high else ""
     ends = ", ".join(f"{n} {r['losses'][0]:.1f} to {r['losses'][-1]:.1f}" for n, r in runs.items())
     return Picture(
         fig,
         "04_clinic",
-        "Dashed: the healthy run, behind each of the others. Run C leaves the frame.",
+        f"Dashed: the healthy run, behind each of the others.{gone}",
         f"Small panels of loss over {len(run['losses'])} steps, one a run, the healthy run dashed "
         f"behind each. From the first step to the last: {ends}.",
     )

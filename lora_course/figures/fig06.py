@@ -141,7 +141,7 @@ def equal_budget(scores: Mapping[str, Sequence[float]]) -> Picture:
     return Picture(
         fig,
         "06_targets",
-        "76,800 to 82,944 parameters each; a line shows the lowest and the highest of five seeds.",
+        "As near to one budget as whole ranks come. A line: lowest to highest of five seeds.",
         f"Bars of names right for choices of targets at an equal number of parameters: {told}.",
     )
 

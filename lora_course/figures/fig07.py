@@ -15,9 +15,8 @@ from lora_course.figures.style import (
     Picture,
     figure,
 )
+from lora_course.tables import RIGHT, WRONG
 from lora_lib.lora import LoRALinear
-
-RIGHT, WRONG = "#007A5A", "#B84A00"  # the marks of names, as in tables
 
 
 def from_memory() -> Picture:
