@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from safetensors.torch import load_file
 
+from lora_course.experiments import many_gpus
 from lora_course.experiments.distributed import rows_of_this_process, train
 from lora_lib.adapters import WEIGHTS_FILE, load_adapter
 from lora_lib.lora import lora_layers
@@ -16,6 +17,9 @@ from lora_lib.tokens import Batch
 
 STEPS, BATCH_SIZE = 4, 16
 WAYS = ("replicated", "sharded")
+SMALL = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=50
+)
 
 
 def work(rank, processes, folder):
@@ -26,6 +30,9 @@ def work(rank, processes, folder):
     for way in WAYS:
         report = train(way == "sharded", STEPS, BATCH_SIZE, folder / way)
         (folder / f"{way}{rank}.json").write_text(json.dumps(report["losses"]))
+        made = many_gpus.seven_b(rows=4, length=16, **SMALL)
+        row = many_gpus.measure("7B in small", way, *made, steps=12)
+        (folder / f"small {way}{rank}.json").write_text(json.dumps(row))
     dist.destroy_process_group()
 
 
@@ -70,6 +77,16 @@ def test_the_saved_adapter_is_that_of_one_process_and_loads(way, one, two):
         torch.testing.assert_close(tensor, alone[name], rtol=1e-3, atol=1e-4)
     model = load_adapter(load_pretrained()[0], two / way)
     assert all(layer.lora_B.any() for layer in lora_layers(model))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_timed_on_gpus_learns_the_same_in_one_process_and_in_two(way, one, two):
+    alone, pair = (losses(folder, f"small {way}") for folder in (one, two))
+    assert (alone["processes"], pair["processes"]) == (1, 2)
+    assert pair["first_loss"] == pytest.approx(alone["first_loss"], rel=1e-3)
+    assert pair["last_loss"] == pytest.approx(alone["last_loss"], rel=1e-3)
+    assert pair["first_loss"] - pair["last_loss"] > 0.1
+    assert pair["tokens_per_second"] == pytest.approx(64_000 / pair["ms"], rel=0.5)
 
 
 def test_every_process_takes_its_rows_and_all_skip_a_batch_with_too_few(monkeypatch):

@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -55,13 +55,17 @@ def rows_of_this_process(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield Batch(ids[rank::processes], labels[rank::processes])
 
 
-def loss_of_all_rows(model: nn.Module, batch: Batch) -> Tensor:
-    """`language_model_loss`, weighted so that its mean over the processes is the mean over all
-    labelled positions. In a plain mean, labels of a process that has few would count for more."""
+def loss_of_all_rows(
+    model: nn.Module,
+    batch: Batch,
+    loss: Callable[[nn.Module, Batch], Tensor] = language_model_loss,
+) -> Tensor:
+    """The loss, weighted so that its mean over the processes is the mean over all labelled
+    positions. In a plain mean, labels of a process that has few would count for more."""
     mine = (batch.labels != IGNORE).sum().to(next(model.parameters()).device)
     everyone = mine.clone()
     dist.all_reduce(everyone)
-    return language_model_loss(model, batch) * mine * dist.get_world_size() / everyone
+    return loss(model, batch) * mine * dist.get_world_size() / everyone
 
 
 class WireBytes(TorchDispatchMode):
@@ -80,10 +84,10 @@ class WireBytes(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def shard(model: SmallTransformer) -> SmallTransformer:
+def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
     """Cut every parameter among the processes, one block at a time: a block's weights are gathered
     just before it computes, and let go after."""
-    for block in model.blocks:
+    for block in blocks:
         fully_shard(block)
     return fully_shard(model)
 
@@ -116,7 +120,7 @@ def train(sharded: bool, steps: int, batch_size: int, out: Path | None = None) -
     model, tokenizer = lora_model()
     if torch.cuda.is_available():
         model.to(torch.device("cuda", torch.cuda.current_device()))
-    model = shard(model) if sharded else DistributedDataParallel(model)
+    model = shard(model, model.blocks) if sharded else DistributedDataParallel(model)
     examples = pair_examples(load_pairs("georgian", "train"), tokenizer)
     mine = rows_of_this_process(batches_by_length(examples, batch_size, seed=0))
     with WireBytes() as wire:
@@ -129,6 +133,17 @@ def train(sharded: bool, steps: int, batch_size: int, out: Path | None = None) -
     return {"losses": (losses / processes).tolist(), "wire_bytes_per_step": sent}
 
 
+def join_the_others() -> None:
+    """Take a GPU of one's own, if there are any, and enter the group of torchrun's processes; a
+    process that was started alone is a group of one."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if dist.is_torchelastic_launched():
+        dist.init_process_group()
+    else:
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sharded", action="store_true", help="FSDP2 instead of DDP")
@@ -136,12 +151,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="of all processes together")
     parser.add_argument("--out", type=Path, help="where process 0 saves the adapter")
     arguments = parser.parse_args()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if dist.is_torchelastic_launched():
-        dist.init_process_group()
-    else:  # alone: a group of one
-        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+    join_the_others()
     report = train(**vars(arguments))
     if dist.get_rank() == 0:
         print(json.dumps(report))
