@@ -1,25 +1,48 @@
-# make lab        open the course in JupyterLab
+# make lab        open the course in JupyterLab, in a copy of your own: my/
+# make fresh NOTEBOOK=03    give one notebook back as it was; yours stays beside it
 # make check      say what is missing here, and what to do
 # make test       check everything: style, unit tests, every notebook
 # make notebooks  re-execute every notebook; the only thing that writes their outputs and figures/
 # make seeds      run the seven notebooks with other seeds, and list the claims that fail
-# make slides     make the slides of the 90-minute class, in slides/
+# make slides     make the slides of the 60-minute class, in slides/
+# make handout    make what a class gets, without answers, in handout/
 # make assignment write the exercises for a class into grading/ (see grading/README.md)
 # make site       write the course as a web site into docs/_build/html, to read without running it
-# Each sets up .venv by itself, once. Another Python: make lab PYTHON=python3.12
+# make lock       write requirements/lock.txt anew; make versions tries the lowest and the newest (uv)
+# make publish ADDRESS=https://…    say where the repository is: badges, and a cell for Colab
+# Each sets up .venv by itself, once, with the versions in requirements/lock.txt. Otherwise:
+#   make lab PYTHON=python3.12   another Python
+#   make lab TORCH=cpu           the small build of PyTorch, without GPU support (Linux)
+#   make lab VERSIONS=newest     the newest versions of everything
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+UV := $(shell command -v uv)
+VERSIONS ?= tried
+TORCH ?=
 LAB_ARGS ?=
 PYTHON_OR_STOP = $(or $(PYTHON),$(error no Python was found: install Python 3.11, 3.12 or 3.13, or say where it is: make lab PYTHON=/path/to/python3.11))
 ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab check test notebooks seeds assignment site slides
+VENV = $(if $(UV),uv venv --quiet --seed --allow-existing --python $(PYTHON) .venv,$(PYTHON) -m venv .venv)
+INSTALL = $(if $(UV),uv pip install --python .venv,$(BIN)/python -m pip install --disable-pip-version-check)
+ifneq ($(VERSIONS),newest)
+INSTALL += --constraint requirements/lock.txt
+endif
+ifeq ($(TORCH),cpu)
+INSTALL += $(if $(UV),--torch-backend cpu,--extra-index-url https://download.pytorch.org/whl/cpu)
+endif
+
+PYTEST = LORA_LIB_STRICT=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env tests notebooks
+
+.PHONY: lab fresh check test notebooks seeds slides handout assignment site lock versions publish
 
 lab: .venv/installed
-	@# JupyterLab strips the alt text from the committed outputs of notebooks that it does not trust.
-	-@$(BIN)/jupyter trust notebooks/*.ipynb notebooks/*/*.ipynb >/dev/null
-	$(BIN)/jupyter lab $(ROOT) --LabApp.default_url=/lab/tree/notebooks/01_rank_intuition.ipynb $(LAB_ARGS)
+	$(BIN)/python -m lora_course.my_copy
+	$(BIN)/jupyter lab $(ROOT) --LabApp.default_url=/lab/tree/my/01_rank_intuition.ipynb $(LAB_ARGS)
+
+fresh: .venv/installed
+	$(BIN)/python -m lora_course.my_copy $(NOTEBOOK)
 
 check:
 	@$(or $(shell command -v $(BIN)/python),$(PYTHON_OR_STOP)) check.py
@@ -27,7 +50,7 @@ check:
 test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	LORA_LIB_STRICT=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env tests notebooks
+	$(PYTEST)
 
 notebooks: .venv/installed-test
 	$(BIN)/python notebooks/execute.py
@@ -47,14 +70,31 @@ site: .venv/installed-site
 	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
+lock:
+	uv pip compile --universal --python-version 3.11.5 --no-annotate --custom-compile-command 'make lock' \
+		-o requirements/lock.txt requirements.txt requirements/instructor.txt requirements/site.txt requirements/test.txt
+
+versions: versions-lowest-direct versions-highest
+
+versions-%: BIN = .venv-$*/bin
+versions-%:
+	uv venv --quiet --clear --python $(PYTHON) .venv-$*
+	uv pip install --python .venv-$* --resolution $* -r requirements.txt -e '.[test]'
+	$(PYTEST)
+
+publish: .venv/installed
+	$(BIN)/python docs/publish.py $(ADDRESS)
+
 .venv/installed: requirements.txt $(wildcard requirements/*.txt) pyproject.toml
 	@$(PYTHON_OR_STOP) check.py --before-set-up
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -e . || \
+	@echo 'Set-up with $(if $(UV),uv,pip), once: about 250 MB are downloaded with the small PyTorch (macOS, Windows,'
+	@echo 'and on Linux with TORCH=cpu), otherwise 3 GB. Stop it and start it again as you like.'
+	$(VENV)
+	$(INSTALL) -r requirements.txt -e . || \
 		{ echo; echo 'The set-up was not finished. docs/troubleshooting.md says what the message above may mean;'; \
 		echo 'then run make lab again: what is installed already is kept.'; false; }
 	touch $@
 
 .venv/installed-%: .venv/installed
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[$*]'
+	$(INSTALL) -r requirements.txt -e '.[$*]'
 	touch $@
