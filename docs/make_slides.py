@@ -8,10 +8,15 @@ slide type (JupyterLab: Property Inspector) says where it goes: "-" below the ce
 
 import re
 import shutil
+from base64 import b64encode
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
+from fontTools.subset import Subsetter
+from fontTools.ttLib import TTFont
+from matplotlib import get_data_path
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
@@ -54,6 +59,18 @@ def class_notebook() -> NotebookNode:
     return new_notebook(cells=cells, metadata={"title": "LoRA from scratch"})
 
 
+def letters_of(text: str) -> str:
+    """CSS that carries the letters of `text`, as far as matplotlib's DejaVu Sans has them: all
+    scripts of the course but Hangul and katakana, which a computer with no font for them lacks."""
+    font, kept = TTFont(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), BytesIO()
+    subset = Subsetter()
+    subset.populate(text=text)
+    subset.subset(font)
+    font.save(kept)
+    source = f"url(data:font/ttf;base64,{b64encode(kept.getvalue()).decode()})"
+    return f"<style>@font-face {{ font-family: Letters; src: {source}; }}</style>"
+
+
 def write(folder: Path) -> Path:
     """The page; the scripts that it loads lie beside it."""
     hide = {"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["draws"]}}
@@ -72,7 +89,7 @@ def write(folder: Path) -> Path:
     shutil.copytree(reveal, folder / "scripts" / "reveal", dirs_exist_ok=True)
     shutil.copy(mathjax / "tex-svg.js", folder / "scripts")
     page = folder / "lora_in_60_minutes.html"
-    page.write_text(html, "utf-8")
+    page.write_text(html.replace("</head>", letters_of(html) + "</head>", 1), "utf-8")
     return page
 
 

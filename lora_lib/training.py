@@ -4,6 +4,7 @@ The loop knows nothing of LoRA: it trains whatever has `requires_grad`.
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -94,6 +95,14 @@ def warm_up_then_decay(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / steps / 0.1, (1 - step / steps) / 0.9)
 
 
+def progress(iterable: Iterable, total: int, description: str = "") -> tqdm:
+    """A bar for whoever watches, in a terminal or a notebook; none in a file or a pipe. It is on
+    stdout, since JupyterLab paints what is on stderr as an error, and goes when it is full."""
+    watched = sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel")
+    bar = dict(total=total, desc=description, leave=False, file=sys.stdout)
+    return tqdm(iterable, disable=not watched, **bar)
+
+
 def fit(
     model: nn.Module,
     batches: Iterable,
@@ -120,7 +129,7 @@ def fit(
     losses = []
     try:
         with mode(model, training=True):
-            for loss in tqdm(taken, total=steps, desc=description, leave=False):
+            for loss in progress(taken, steps, description):
                 losses.append(loss)
                 schedule.step()
     except KeyboardInterrupt:
@@ -170,7 +179,7 @@ def train_model(
 
     try:
         with mode(model, training=True):
-            for _ in tqdm(range(epochs), desc=description, leave=False):
+            for _ in progress(range(epochs), epochs, description):
                 right.clear()
                 losses = list(training_steps(model, train_loader, optimizer, loss_function))
                 sizes = list(map(len, right))

@@ -5,6 +5,7 @@ changes from run to run without reason is kept: timestamps, widgets, progress ba
 """
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -31,6 +32,9 @@ def run(notebook: nbformat.NotebookNode) -> None:
             record_timing=False,
             resources={"metadata": {"path": folder}},
         ).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _seen(cell.outputs)
 
 
 def execute(path: Path) -> float:
@@ -40,38 +44,29 @@ def execute(path: Path) -> float:
     run(notebook)
     seconds = time.perf_counter() - start
     notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = _joined(
-                output for output in cell.outputs if _keep(output)
-            )
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"],
                          "language_info": {"name": "python"}}  # fmt: skip
     nbformat.write(notebook, path)
     return seconds
 
 
-def _keep(output) -> bool:
-    """Neither progress bars (stderr) nor widgets, which are dead without their kernel."""
-    is_widget = "application/vnd.jupyter.widget-view+json" in output.get(
-        "data", {}
-    )
-    return not is_widget and output.get("name") != "stderr"
-
-
-def _joined(outputs: Iterable) -> list:
-    """Neighbouring pieces of text as one: where a kernel cuts its text is a matter of chance."""
-    joined = []
+def _seen(outputs: Iterable) -> list:
+    """What is to be seen at the end. Not widgets, which are dead without their kernel, nor what a
+    line has overwritten, as progress bars do; and neighbouring pieces of text as one, since where a
+    kernel cuts its text is a matter of chance."""
+    seen = []
     for output in outputs:
-        last = joined[-1] if joined else {}
-        if (
-            output.output_type == last.get("output_type") == "stream"
-            and output.name == last.name
-        ):
+        last = seen[-1] if seen else {}
+        if "application/vnd.jupyter.widget-view+json" in output.get("data", ()):
+            continue
+        if output.get("name", "no stream") == last.get("name"):
             last.text += output.text
         else:
-            joined.append(output)
-    return joined
+            seen.append(output)
+    for output in seen:
+        if "text" in output:
+            output.text = re.sub(r"[^\n]*\r", "", output.text)
+    return [output for output in seen if output.get("text", "not empty")]
 
 
 def main() -> None:

@@ -56,10 +56,9 @@ class Visit:
     bars: list[str] = field(default_factory=list)  # each state of a progress bar that was shown
 
     def complaints(self) -> list[str]:
-        """Tracebacks and warnings: what stands on stderr and is no finished progress bar."""
+        """Tracebacks and warnings: what stands on stderr."""
         output = self.page.locator('[data-mime-type="application/vnd.jupyter.stderr"]')
-        texts = [text.strip() for text in output.all_text_contents()]
-        return [text for text in texts if text and "100%" not in text]
+        return output.all_text_contents()
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +84,8 @@ def lab(tmp_path_factory):
 WATCH_BARS = """() => {
   window.bars = []
   const note = () => {
-    for (const bar of document.querySelectorAll('[data-mime-type$="jupyter.stderr"]'))
-      if (bar.textContent.trim()) window.bars.push(bar.textContent.trim())
+    for (const bar of document.querySelectorAll('[data-mime-type$="jupyter.stdout"]'))
+      if (bar.textContent.includes("%|")) window.bars.push(bar.textContent.trim())
   }
   new MutationObserver(note).observe(document.body, {childList: true, subtree: true,
                                                      characterData: true})

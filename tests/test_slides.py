@@ -50,6 +50,8 @@ def test_every_slide_is_one_screen_and_its_code_can_be_read_from_the_last_row(pa
     pictures = page.evaluate("[...document.images].map(i => i.naturalWidth > 0 && i.alt)")
     assert len(pictures) > 3 and all(pictures) and "No description" not in str(pictures)
     assert page.locator("aside.notes").count() > 15
+    assert page.evaluate("document.fonts.check('22px Letters', 'ბრემენი')")
+    assert page.evaluate("[...document.fonts].some(f => f.family == 'Letters')")
 
 
 def test_a_star_marks_the_sections_of_the_class_and_no_others():
