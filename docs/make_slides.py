@@ -63,6 +63,7 @@ def letters_of(text: str) -> str:
     """CSS that carries the letters of `text`, as far as matplotlib's DejaVu Sans has them: all
     scripts of the course but Hangul and katakana, which a computer with no font for them lacks."""
     font, kept = TTFont(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), BytesIO()
+    del font["FFTM"]  # when it was made; the subsetter does not know this table
     subset = Subsetter()
     subset.populate(text=text)
     subset.subset(font)
