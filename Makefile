@@ -66,6 +66,9 @@ assignment: .venv/installed-test
 	$(BIN)/python -m lora_course.exercises.release assignment grading
 	cd grading && PATH="$(abspath $(BIN)):$$PATH" nbgrader generate_assignment exercises --force
 
+handout: assignment
+	$(BIN)/python docs/make_handout.py
+
 site: .venv/installed-site
 	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
 	@echo "Open docs/_build/html/index.html"
