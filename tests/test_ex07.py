@@ -85,9 +85,9 @@ RIGHT = [
     (ex07.quantise, quantise_row_by_row),
 ]
 WRONG = [
-    (ex07.lora_on, lambda n, r: ex07.with_lora(n, r)[0], "'a model and a number', and 'a model'"),
+    (ex07.lora_on, lambda n, r: ex07.with_lora()(n, r)[0], "'a model and a number', and 'a model'"),
     (ex07.rank_for_budget, lambda *given: 1000, "the rank: expected "),
-    (ex07.swap, lambda *given: swap_by_hand(*given) and None, "and ['NoneType', 'NoneType'"),
+    (ex07.swap, lambda *given: swap_by_hand(*given) and None, "and ['None', 'None'"),
     (
         ex07.change_ranks,
         lambda *given: [change_ranks_by_hand(*given)],

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lora_course.exercises import checker, everything, ex02
-from lora_course.exercises.checker import Choice, Exercise
+from lora_course.exercises.checker import Exercise, read_words
+from lora_course.exercises.choices import Choice
 from lora_course.tiny_lora import TinyLoRA
 from lora_lib import LoRALinear
 from lora_lib.targets import is_named
@@ -54,9 +55,14 @@ def test_every_mistake_gets_its_message_and_the_reference_is_right(said, name, s
 
 @every_coding
 def test_an_exercise_has_enough_to_say(name):
+    hints = CODING[name].words["hints"]
     assert len(CODING[name].mistakes) >= 6
-    assert len(CODING[name].hints) == len(set(CODING[name].hints)) >= 3
+    assert len(hints) == len(set(hints)) >= 3
     assert 20 < len(CODING[name].why) < 200
+
+
+def test_every_check_has_its_words_and_no_words_are_left_over():
+    assert list(read_words("exercises.toml")) == list(EXERCISES)
 
 
 def stub(*arguments):
@@ -240,7 +246,7 @@ def forward_with_b_a(x, weight, A, B, alpha):
 
 
 def forward_in_numpy(x, weight, A, B, alpha):
-    return ex02.reference_forward(x, weight, A, B, alpha).detach().numpy()
+    return ex02.forward_with()(x, weight, A, B, alpha).detach().numpy()
 
 
 def initialise_with_whole_b(d_out, d_in, rank):
@@ -302,7 +308,7 @@ WRONG = [
     ("02 initialise", lambda o, i, r: (0.0, 0.0), "expected 'two tensors', and (0.0, 0.0) came"),
     (
         "02 forward",
-        lambda x, W, A, B, alpha: ex02.reference_forward(x, W + 0, A, B, alpha),
+        lambda x, W, A, B, alpha: ex02.forward_with()(x, W + 0, A, B, alpha),
         "a copy",
     ),
     ("02 tiny_lora", TinyWithoutReturn, "the output at the start: expected"),
@@ -332,7 +338,7 @@ def test_the_page_goes_on_with_the_learners_class_only_where_it_is_right(capsys)
         def forward(self, x):
             raise NotImplementedError
 
-    for unfinished in (None, WithoutForward, ex02.PlainTensors, TinyLoRA):
+    for unfinished in (None, WithoutForward, ex02.with_plain_tensors, TinyLoRA):
         assert ex02.yours_or_complete(unfinished) is TinyLoRA
         assert capsys.readouterr().out == "The page goes on with a complete TinyLoRA.\n"
     assert ex02.yours_or_complete(TinyByEinsum) is TinyByEinsum
@@ -344,17 +350,19 @@ def test_the_page_goes_on_with_the_learners_class_only_where_it_is_right(capsys)
 
 @every_choice
 def test_every_letter_gets_its_own_reply(said, name):
-    choice = CHOICES[name]
-    verdicts = {letter: said(name, letter).splitlines()[-1] for letter in choice.options}
-    assert verdicts.pop(choice.right) == f"Right. {choice.why}"
-    assert len(set(verdicts.values())) == len(verdicts) >= 2
-    assert all(v == f"Not right yet: {choice.misconceptions[x]}" for x, v in verdicts.items())
-    assert len(choice.hints[0]) > 20
+    words = CHOICES[name].words
+    assert list(words["options"]) == list(words["because"]) == list("abcd")
+    replies = words["because"] | {words["right"]: CHOICES[name].why}
+    for letter, reply in replies.items():
+        verdict = "Right." if letter == words["right"] else "Not right yet:"
+        assert said(name, letter).splitlines()[-1] == f"{verdict} {reply}"
+    assert len(set(replies.values())) == 4
+    assert len(words["hints"][0]) > 20
 
 
 def test_the_right_letters_do_not_give_themselves_away():
-    choices = CHOICES.values()
-    letters = [choice.right for choice in choices]
-    longest = [max(c.options.values(), key=len) == c.options[c.right] for c in choices]
+    words = [choice.words for choice in CHOICES.values()]
+    letters = [w["right"] for w in words]
+    longest = [max(w["options"].values(), key=len) == w["options"][w["right"]] for w in words]
     assert max(letters.count(letter) for letter in "abcd") <= len(letters) / 2
     assert sum(longest) <= len(longest) / 2

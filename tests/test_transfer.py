@@ -90,7 +90,7 @@ def by_the_library(model, names, rank, alpha):
 @pytest.mark.parametrize("seed", range(2))
 def test_a_right_answer_passes_however_it_is_written(seed, monkeypatch):
     monkeypatch.setattr(checker, "new_seed", lambda: seed)
-    for answer in (transfer.put(Functional), by_parametrization, by_the_library):
+    for answer in (transfer.put(layer=Functional), by_parametrization, by_the_library):
         assert transfer.put_lora.judge(answer) is None, answer
     assert transfer.repaired.judge(Functional) is None
 
@@ -98,6 +98,7 @@ def test_a_right_answer_passes_however_it_is_written(seed, monkeypatch):
 def test_what_no_mistake_matches_is_told_what_came():
     nothing = transfer.put_lora.judge(lambda *given: by_the_library(*given) and None)
     assert nothing == "what comes back: expected 'the model it was given', and 'None' came"
-    tanh = transfer.but(forward=lambda layer, x: layer.linear(x) + layer.path(x).tanh())
-    assert "the output once the factors are set" in transfer.put_lora.judge(transfer.put(tanh))
+    tanh = transfer.low_rank(total=lambda W, BA, s, r: W + (s * BA).tanh())
+    said = transfer.put_lora.judge(transfer.put(layer=tanh))
+    assert "the output once the factors are set" in said
     assert "'a model', and 'a tensor' came" in transfer.repaired.judge(lambda *_: torch.ones(2))
