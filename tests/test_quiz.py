@@ -65,3 +65,12 @@ def test_only_the_second_explains_unless_asked(capsys):
     quiz.after(key("after")[:9] + "-")
     out = capsys.readouterr().out
     assert "Not right: " not in out and out.count("Right is ") == 10
+
+
+@every_sitting
+def test_an_assignment_records_and_does_not_judge(sitting, capsys):
+    quiz.record(sitting, key(sitting).upper())
+    out = capsys.readouterr().out
+    assert out.endswith(f"\nRecorded: {key(sitting)}\n") and "\n10. " in out
+    quiz.record(sitting, "abc")
+    assert "Recorded" not in (said := capsys.readouterr().out) and "Not attempted yet." in said
