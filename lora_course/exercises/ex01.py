@@ -21,23 +21,15 @@ k90 = Exercise(
     right,
     draw,
     mistakes={
-        "you add up σ; energy is σ², so square the singular values first": lambda v: right(
-            v.sqrt()
-        ),
+        "you add up σ; energy is σ², so square them first": lambda v: right(v.sqrt()),
         "you square twice: σ² is the energy already": lambda v: right(v.square()),
-        "you compare the root of the energy with 0.9; compare the energy itself": lambda v: right(
-            v, 0.81
-        ),
+        "you compare the root of the energy with 0.9; compare the energy": lambda v: right(v, 0.81),
         "you add up from the smallest value; the largest come first": lambda v: right(v.flip(0)),
         "one too few: the value that crosses the line counts": lambda v: right(v) - 1,
         "one too many: k90 is the first k whose share reaches 90 %": lambda v: right(v) + 1,
         "this is a share; k90 is a count, a whole number": lambda v: right(v) / len(v),
-        "you count the values beyond 90 %; those up to there are needed": lambda v: (
-            len(v) - right(v) + 1
-        ),
-        "this is 90 % of the values, whatever they are; add up their energy": lambda v: round(
-            0.9 * len(v)
-        ),
+        "you count the values beyond 90 %; count those up to it": lambda v: len(v) - right(v) + 1,
+        "this is 90 % of the values; add up their energy": lambda v: round(0.9 * len(v)),
         "you compare each value with the largest; it is their running sum that counts": lambda v: (
             int((v > 0.1 * v[0]).sum())
         ),

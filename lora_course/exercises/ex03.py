@@ -67,6 +67,19 @@ def matches(path: str, name: str) -> bool:
     return is_named(path, [name])
 
 
+WRONG_PATHS = {
+    "a path that only contains the name was taken too; match the whole path, or its end after a "
+    "dot": lambda path, name: name in path,
+    'a path that only ends in the same letters was taken too, as "seq" for "q"; ask for a dot '
+    "before the name": str.endswith,
+    "at the top nothing was found: there the path is the name, with no dot before it": (
+        lambda path, name: path.endswith("." + name)
+    ),
+    "a name of several pieces was not found; compare it with the end of the whole path": (
+        lambda path, name: path.split(".")[-1] == name
+    ),
+}
+
 # --- injection by name ---------------------------------------------------------------------------
 
 
@@ -125,7 +138,8 @@ inject = Exercise(
     draw_inject,
     observe=observe_inject,
     may_change=True,
-    mistakes={
+    mistakes={message: injecting(chosen=chosen) for message, chosen in WRONG_PATHS.items()}
+    | {
         "not all that matches can be wrapped; ask isinstance(module, nn.Linear) as well": (
             injecting(kind=nn.Module)
         ),
@@ -144,16 +158,6 @@ inject = Exercise(
         "undoes it": injecting(wrap=lambda m, *given: TinyLoRA(m, *given).requires_grad_()),
         'a layer was stored under a name with dots, as setattr(model, "a.b", layer) does, where '
         "the forward never looks; use model.set_submodule(path, layer)": injecting(put=setattr),
-        "a path that only contains the target was taken; a target is the end of a path, after a "
-        "dot": injecting(chosen=lambda p, t: t in p),
-        'a name that only ends in the same letters was taken too, as "seq" for "q"; ask for a dot '
-        "before the target": injecting(chosen=str.endswith),
-        "a layer at the top was left out: there the path is the target, with no dot before it": (
-            injecting(chosen=lambda p, t: p.endswith("." + t))
-        ),
-        "a target of several pieces was left out; compare it with the end of the whole path": (
-            injecting(chosen=lambda p, t: p.split(".")[-1] == t)
-        ),
         "rank and alpha were not passed on to TinyLoRA": (
             injecting(wrap=lambda m, rank, alpha: TinyLoRA(m))
         ),
@@ -217,7 +221,11 @@ freeze = Exercise(
     draw_freeze,
     observe=observe_freeze,
     may_change=True,
-    mistakes={
+    mistakes={message: saving(chosen) for message, chosen in WRONG_PATHS.items()}
+    | {
+        "a name was compared with whole paths alone; the end after a dot counts too": (
+            saving(str.__eq__)
+        ),
         "nothing trains: everything off comes first, then on what trains": (
             training(factor=lambda n: False, module=lambda n, saved: False)
         ),
@@ -240,16 +248,6 @@ freeze = Exercise(
         ),
         "of a saved module only the weight trains; its bias belongs to it": (
             training(module=lambda n, saved: is_saved(n, saved) and n.endswith("weight"))
-        ),
-        'a name was looked for anywhere, so "head" also finds "header"; match the whole path, or '
-        "its end after a dot": saving(lambda p, name: name in p),
-        'a path that only ends in the same letters was taken too, as "q_norm" for "norm"; ask for '
-        "a dot before the name": saving(str.endswith),
-        "a name was compared with whole paths alone; the end after a dot counts too": (
-            saving(str.__eq__)
-        ),
-        "a saved module at the top was left out: there the path is the name, with no dot": (
-            saving(lambda p, name: p.endswith("." + name))
         ),
     },
 )

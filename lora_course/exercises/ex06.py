@@ -39,8 +39,8 @@ lora_parameters = Exercise(
         "the mean of the sides was taken; A has d_in and B has d_out": (
             counting(one=lambda o, i, r: r * (o + i) // 2)
         ),
-        "only the first matrix is counted; add over all of them": lambda shapes, rank: counting()(
-            shapes[:1], rank
+        "only the first matrix is counted; add over all of them": (
+            lambda shapes, rank: counting()(shapes[:1], rank)
         ),
         "two matrices of one shape are counted once; each has its own factors": (
             lambda shapes, rank: counting()(set(shapes), rank)
@@ -93,22 +93,18 @@ choose_rate = Exercise(
         "it picks a run that diverged. Every comparison with nan is false, so min and sorted go "
         "wrong quietly: leave such runs out first": lambda results: min(results, key=bits)["lr"],
         "it picks the most bits; fewer are better": choosing(score=lambda row: -bits(row)),
-        "it picks the middle of the rates that were tried; their scores decide": lambda rows: (
-            sorted(row["lr"] for row in rows)[len(rows) // 2]
+        "it picks the middle of the rates that were tried; their scores decide": (
+            lambda rows: sorted(row["lr"] for row in rows)[len(rows) // 2]
         ),
-        "it picks the last run that did not diverge; compare their bits": lambda rows: finite(rows)[
-            -1
-        ]["lr"],
+        "it picks the last run that did not diverge": lambda rows: finite(rows)[-1]["lr"],
         "it picks the run whose two scores agree best; the fewest validation bits decide": (
             choosing(score=lambda row: abs(bits(row) - row["test"]["bits"]))
         ),
         "it picks the smallest rate, whatever its score": choosing(score=lambda row: row["lr"]),
         "it picks the largest rate that was tried": lambda rows: max(row["lr"] for row in rows),
-        'it returns the whole row; return its learning rate, row["lr"]': lambda results: min(
-            finite(results), key=bits
-        ),
-        "it returns the bits of the best run; return its learning rate": lambda results: min(
-            map(bits, finite(results))
+        'it returns the whole row; return row["lr"]': lambda rows: min(finite(rows), key=bits),
+        "it returns the bits of the best run; return its rate": lambda rows: min(
+            map(bits, finite(rows))
         ),
     },
 )

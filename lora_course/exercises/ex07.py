@@ -95,7 +95,7 @@ lora_on = Exercise(
             lambda names, rank: with_lora()(("W_q", "W_v"), rank)
         ),
         "this has rank 8, the default; pass rank on": lambda names, rank: with_lora()(names, 8),
-        "alpha is 16, the default, so two ranks differ in step size too": with_lora(alpha=16.0),
+        "alpha is 16, the default; alpha is twice the rank": with_lora(alpha=16.0),
         "alpha is 2, which is to be the scaling; alpha is twice the rank": with_lora(alpha=2.0),
         "the base still trains; freeze it": but(lambda m, n: (m.requires_grad_(), n)),
         "the factors are frozen too": but(lambda m, n: (m.requires_grad_(False), n)),
@@ -269,9 +269,7 @@ swap = Exercise(
             lambda model, path: model if any(lora_layers(model)) else load_adapter(model, path)
         ),
         "you merged the new adapter; the base is to stay": swapped(then=merge_lora_weights),
-        "the base is off by rounding, as W + ΔW − ΔW is; put the kept W back": (
-            swapped(off=subtract)
-        ),
+        "off by rounding, as W + ΔW − ΔW is; put the kept W back": swapped(off=subtract),
     },
     observe=observe_swap,
     may_change=True,
@@ -343,9 +341,7 @@ change_ranks = Exercise(
         "90 % of Σσ² are asked for, and this is 90 % of Σσ": (
             measured(of=lambda change: singular_values(change).sqrt())
         ),
-        "one too few: the k-th direction has the index k − 1": (
-            measured(measure=lambda values: k90(values) - 1)
-        ),
+        "one too few: the k-th has the index k − 1": measured(measure=lambda v: k90(v) - 1),
         "you counted all directions that are not zero, not those with 90 % of the energy": (
             measured(measure=torch.linalg.matrix_rank, of=lambda change: change)
         ),
@@ -417,9 +413,7 @@ quantise = Exercise(
     draw_weights,
     mistakes={
         "the integers come first, then the scales": quantised(kept=lambda n, s: (s, n)),
-        "the integers are floats; .to(torch.int8) keeps a byte each": quantised(
-            convert=torch.round
-        ),
+        "the integers are floats; .to(torch.int8) keeps a byte": quantised(convert=torch.round),
         "the scales lack a dimension: amax(dim=1, keepdim=True) gives (d_out, 1)": (
             quantised(scale=lambda weight, top: sizes(weight)[:, 0] / top)
         ),
@@ -438,9 +432,7 @@ quantise = Exercise(
         "an entry is off by a whole step, as torch.int8 cuts off; round first": (
             quantised(convert=lambda multiples: multiples.to(torch.int8))
         ),
-        "top is one less; so the largest integer wraps round": quantised(
-            top=lambda n: 2 ** (n - 1)
-        ),
+        "top is one less; the largest wraps round": quantised(top=lambda n: 2 ** (n - 1)),
         "the integers are those of 8 bits, whatever bits says": quantised(top=lambda n: 127),
         "a row of zeros gives 0 / 0; a scale must be positive there too": (
             quantised(scale=lambda weight, top: weight.abs().amax(dim=1, keepdim=True) / top)

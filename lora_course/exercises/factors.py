@@ -86,11 +86,6 @@ WRONG_MATCHES = {
 }
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Path → nn.Linear."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear)}
-
-
 def trained(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
@@ -98,7 +93,7 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 def numbers_that_train(model: nn.Module, base: nn.Module) -> dict[str, int]:
     """Name of a layer → how many numbers train in `model` where `base` has its nn.Linear."""
     found, counted = Counter(), set()
-    for path in linear_layers(base):
+    for path in (p for p, module in base.named_modules() if isinstance(module, nn.Linear)):
         parameters = trained(model.get_submodule(path))
         found[path.rpartition(".")[2]] += sum(p.numel() for p in parameters)
         counted |= {id(p) for p in parameters}
