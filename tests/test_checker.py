@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from nbclient import NotebookClient
 from torch import nn
 
-from lora_course.exercises.checker import Builds, Choice, Exercise, difference, same
+from lora_course.exercises.checker import Exercise, difference, same
+from lora_course.exercises.choices import Choice
+from lora_course.exercises.factors import Builds
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +31,12 @@ def draw():
 @pytest.fixture
 def exercise():
     mistakes = {"you add two": lambda x: x + 2, "you ask for its length": lambda x: len(x)}
-    return Exercise("09 double", double, draw, mistakes, why="Because.", hints=["one", "two"])
+    return with_words(Exercise("09 double", double, draw, mistakes), why="Because.")
+
+
+def with_words(check, **words):
+    check.words = {"hints": ["one", "two"]} | words
+    return check
 
 
 def stub(x):
@@ -97,16 +104,14 @@ def test_strict_mode_raises_for_a_wrong_answer_alone(exercise, monkeypatch):
 
 def test_changed_arguments_are_noticed_and_the_learner_gets_copies(capsys):
     given = [torch.ones(2), {"a": [1.0]}]
-    exercise = Exercise(
-        "09 sum", lambda t, d: 3, lambda: [tuple(given)], {}, why="", hints=["", ""]
-    )
+    exercise = Exercise("09 sum", lambda t, d: 3, lambda: [tuple(given)], {})
     exercise(lambda t, d: t.add_(1) is d["a"].append(2.0) or 3)
     assert "your function changed t, d, which it was given" in capsys.readouterr().out
     assert given[0].tolist() == [1, 1] and given[1] == {"a": [1.0]}
 
 
 def test_a_mistake_that_no_input_tells_apart_is_an_error_of_the_exercise():
-    exercise = Exercise("09 x", double, draw, {"none": lambda x: x + x}, why="", hints=[])
+    exercise = Exercise("09 x", double, draw, {"none": lambda x: x + x})
     with pytest.raises(RuntimeError, match="09 x: 50 draws did not tell these mistakes apart"):
         exercise(double)
 
@@ -187,20 +192,30 @@ def test_a_matrix_as_large_as_another_is_seen(act, found):
     assert watch.found is found
 
 
-COLOURS = {"green": "that is grass.", "blue": "Short waves scatter more.", "brown": "that is soil."}
-VERDICTS = {
-    None: "Not attempted yet. Replace None by a letter and run the cell again.",
-    "a": "Not right yet: that is grass.",
-    " B ": "Right. Short waves scatter more.",
-    "c": "Not right yet: that is soil.",
-    "z": "Not right yet: 'z' is not an option; give one of a, b, c",
-    ("a",): "Not right yet: ('a',) is not an option; give one of a, b, c",
+WORDS = {
+    "question": "Which colour is the sky?",
+    "options": {"a": "green", "b": "blue", "c": "brown"},
+    "right": "b",
+    "because": {"a": "that is grass.", "b": "Short waves scatter more.", "c": "that is soil."},
+}
+ASKED = ["Which colour is the sky?", "  a) green", "  b) blue", "  c) brown"]
+LETTERS = {  # the verdict, and what an assignment records
+    None: ("Not attempted yet. Replace None by a letter and run the cell again.", ""),
+    "a": ("Not right yet: that is grass.", "a"),
+    " B ": ("Right. Short waves scatter more.", "b"),
+    "c": ("Not right yet: that is soil.", "c"),
+    "z": ("Not attempted yet. 'z' is not an option; give one of a, b, c.", ""),
+    ("a",): ("Not attempted yet. ('a',) is not an option; give one of a, b, c.", ""),
 }
 
 
-@pytest.mark.parametrize("answer, verdict", VERDICTS.items())
-def test_a_choice_shows_its_question_and_options_before_the_verdict(capsys, answer, verdict):
-    Choice("09 colour", "Which colour is the sky?", COLOURS, right="b")(answer)
-    assert capsys.readouterr().out.splitlines() == [
-        "Which colour is the sky?", "  a) green", "  b) blue", "  c) brown", verdict
-    ]  # fmt: skip
+@pytest.mark.parametrize("answer", LETTERS)
+def test_a_choice_shows_its_question_and_options_before_the_verdict(capsys, answer):
+    verdict, recorded = LETTERS[answer]
+    colour = with_words(Choice("09 colour"), **WORDS)
+    colour(answer)
+    assert capsys.readouterr().out.splitlines() == [*ASKED, verdict]
+    colour.record(answer)
+    nothing = verdict.replace("Not attempted yet.", "Nothing is recorded yet.")
+    record = f"Recorded: {recorded}" if recorded else nothing
+    assert capsys.readouterr().out.splitlines() == [*ASKED, record]

@@ -73,7 +73,7 @@ VERDICTS = [
     ({run: letter.upper() for run, letter in RIGHT.items()}, "Right. "),
     (RIGHT | {"A": "a"}, "Not right yet: 4 of 5 runs are right.\n  A: if the optimizer was "
      "built before the injection, then the optimizer holds the whole base's scalars"),
-    (RIGHT | {"B": "z", "C": 3}, "  B: 'z' is not an option; give one of a, b, c, d, e\n  C: 3 is"),
+    (RIGHT | {"B": "z", "C": 3}, "  B: 'z' is not an option; give one of a, b, c, d, e.\n  C: 3"),
     (EMPTY | {"A": "d"}, "  A: right: the gradients of A and of B are both exactly zero\n"
      "  B: not answered"),
     ({"A": "d"}, "Not right yet: give a letter for each run"),

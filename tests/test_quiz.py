@@ -3,6 +3,7 @@
 import pytest
 
 from lora_course.exercises import quiz
+from lora_course.exercises.checker import read_words
 
 SITTINGS = {"before": quiz.before, "after": quiz.after}
 every_sitting = pytest.mark.parametrize("sitting", SITTINGS)
@@ -36,6 +37,14 @@ def test_every_option_has_a_reason_and_none_gives_itself_away(sitting):
     assert sum(x == right for x, right in zip(longest, letters, strict=True)) <= 4
 
 
+def test_the_cautious_option_is_right_in_at_most_half_of_the_questions_that_have_one():
+    asked = [q for sitting in SITTINGS for q in quiz.questions(sitting)]
+    for questions in (asked, read_words("exercises.toml").values()):
+        with_one = [q for q in questions if "cautious" in q]
+        right = [q for q in with_one if q["right"] == q["cautious"]]
+        assert len(with_one) >= 8 and 0 < len(right) <= len(with_one) / 2
+
+
 @every_sitting
 def test_it_is_scored(sitting, capsys):
     right = key(sitting)
@@ -65,3 +74,12 @@ def test_only_the_second_explains_unless_asked(capsys):
     quiz.after(key("after")[:9] + "-")
     out = capsys.readouterr().out
     assert "Not right: " not in out and out.count("Right is ") == 10
+
+
+@every_sitting
+def test_an_assignment_records_and_does_not_judge(sitting, capsys):
+    quiz.record(sitting, key(sitting).upper())
+    out = capsys.readouterr().out
+    assert out.endswith(f"\nRecorded: {key(sitting)}\n") and "\n10. " in out
+    quiz.record(sitting, "abc")
+    assert "Recorded" not in (said := capsys.readouterr().out) and "Not attempted yet." in said

@@ -1,28 +1,36 @@
 """How an answer is checked: mistakes are data.
 
 An `Exercise` holds the right function, what it is tried on, and the wrong functions that people
-write, each under the message that it deserves. The tests loop over the same dictionary.
+write, each under the message that it deserves. The tests loop over the same dictionary. The other
+words of a check stand in exercises.toml, under its name.
 """
 
 import copy
 import inspect
 import math
 import random
+import tomllib
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, cached_property, partial
+from importlib.resources import files
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lora_course.claims import say, strict
 
 
 class NotAttempted(Exception):
     """Raised for an answer that was not begun; its text says what to do."""
+
+
+@cache
+def read_words(file: str) -> dict:
+    """What stands in a TOML file beside this module."""
+    return tomllib.loads(files(__package__).joinpath(file).read_text("utf-8"))
 
 
 class Check:
@@ -32,9 +40,17 @@ class Check:
     `name` is the notebook's number and the name in its module, as in "01 k90".
     """
 
-    def __init__(self, name: str, why: str, hints: Sequence[str]):
-        self.name, self.why, self.hints = name, why, hints
-        self._hints_given = 0
+    def __init__(self, name: str):
+        self.name, self._hints_given = name, 0
+
+    @cached_property
+    def words(self) -> dict:
+        """What it says: its table in exercises.toml, read when it first speaks."""
+        return read_words("exercises.toml")[self.name]
+
+    @property
+    def why(self) -> str:
+        return self.words["why"]
 
     def judge(self, answer) -> str | None:
         """What is wrong with the answer, None if it is right; raises NotAttempted."""
@@ -63,10 +79,10 @@ class Check:
 
     def hint(self) -> None:
         """One hint more with every call."""
-        number = min(self._hints_given + 1, len(self.hints))
-        self._hints_given = number
-        last = " (the last one)" if number == len(self.hints) else ""
-        say(f"Hint {number} of {len(self.hints)}{last}: {self.hints[number - 1]}")
+        hints = self.words["hints"]
+        number = self._hints_given = min(self._hints_given + 1, len(hints))
+        last = " (the last one)" if number == len(hints) else ""
+        say(f"Hint {number} of {len(hints)}{last}: {hints[number - 1]}")
 
 
 # --- functions -----------------------------------------------------------------------------------
@@ -93,12 +109,10 @@ class Exercise(Check):
         draw: Callable[[], Iterable[tuple]],
         mistakes: Mapping[str, Callable],
         *,
-        why: str,
-        hints: Sequence[str],
         observe: Callable[..., dict] = result,
         may_change: bool = False,
     ):
-        super().__init__(name, why, hints)
+        super().__init__(name)
         self.reference, self.draw, self.mistakes = reference, draw, mistakes
         self.observe, self.may_change = observe, may_change
 
@@ -197,6 +211,11 @@ def _line_of(answer: Callable, error: Exception) -> str:
     return lines[-1] if lines else ""
 
 
+def variants(function: Callable) -> Callable:
+    """`f(part=another)` is then the function with another part, a wrong one; `f()` is as it was."""
+    return partial(partial, function)
+
+
 @contextmanager
 def fresh_numbers() -> Iterator[None]:
     """Draw anew at every check, and leave the learner's own random numbers alone."""
@@ -274,58 +293,3 @@ def describe(value) -> str:
         return f"{value:.4g}"
     text = " ".join(repr(value).split())
     return text if len(text) < 100 else f"{text[:80]} … ({type(value).__name__})"
-
-
-class Builds(TorchDispatchMode):
-    """Inside `with`, notes in `found` whether a tensor as large as `matrix`, or several, is made.
-
-    Views of the matrix itself do not count. Choose sizes of which no other product is a multiple.
-    """
-
-    def __init__(self, matrix: Tensor):
-        super().__init__()
-        self.matrix, self.found = matrix, False
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made, given = function(*args, **(kwargs or {})), self.matrix.untyped_storage().data_ptr()
-        for tensor in filter(lambda t: isinstance(t, Tensor) and t.numel(), tree_leaves(made)):
-            as_large = tensor.numel() % self.matrix.numel() == 0
-            self.found |= as_large and tensor.untyped_storage().data_ptr() != given
-        return made
-
-
-# --- questions -----------------------------------------------------------------------------------
-
-
-class Choice(Check):
-    """A question with options; each has its reply: why it is right, or the misconception behind it.
-
-    `options` is {text: reply}, lettered in their order; `right` is the letter of the right one.
-    """
-
-    def __init__(
-        self, name: str, question: str, options: Mapping[str, str], right: str, hint: str = ""
-    ):
-        self.question, self.right = question, right
-        self.options = dict(zip("abcdefgh", options, strict=False))
-        replies = dict(zip(self.options, options.values(), strict=True))
-        super().__init__(name, replies.pop(right), [hint])
-        self.misconceptions = replies
-
-    def __call__(self, answer: str | None = None) -> None:
-        self.ask()
-        super().__call__(answer)
-
-    def ask(self) -> None:
-        """Print the question and its options."""
-        say(self.question)
-        for letter, text in self.options.items():
-            say(f"  {letter}) {text}", indent="     ")
-
-    def judge(self, answer) -> str | None:
-        if answer is None:
-            raise NotAttempted("Replace None by a letter and run the cell again.")
-        letter = answer.strip().lower() if isinstance(answer, str) else answer
-        if not isinstance(letter, str) or letter not in self.options:
-            return f"{answer!r} is not an option; give one of {', '.join(self.options)}"
-        return self.misconceptions.get(letter)

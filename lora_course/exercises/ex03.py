@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from lora_course.exercises.checker import Choice, Exercise, describe
+from lora_course.exercises.checker import Exercise, describe, variants
+from lora_course.exercises.choices import Choice
 from lora_course.exercises.factors import is_factor
 from lora_course.tiny_lora import TinyLoRA
 from lora_lib.targets import is_named
@@ -66,6 +67,19 @@ def matches(path: str, name: str) -> bool:
     return is_named(path, [name])
 
 
+WRONG_PATHS = {
+    "a path that only contains the name was taken too; match the whole path, or its end after a "
+    "dot": lambda path, name: name in path,
+    'a path that only ends in the same letters was taken too, as "seq" for "q"; ask for a dot '
+    "before the name": str.endswith,
+    "at the top nothing was found: there the path is the name, with no dot before it": (
+        lambda path, name: path.endswith("." + name)
+    ),
+    "a name of several pieces was not found; compare it with the end of the whole path": (
+        lambda path, name: path.split(".")[-1] == name
+    ),
+}
+
 # --- injection by name ---------------------------------------------------------------------------
 
 
@@ -99,30 +113,23 @@ def observe_inject(inject: Callable, model: nn.Module, target: str, rank: int, a
     }
 
 
-def injecting(chosen=matches, wrap=TinyLoRA, put=nn.Module.set_submodule, **only) -> Callable:
-    """An injection: which paths, what takes the place of a layer, how it gets there; of `only`
-    a `kind` of module, at most a `depth` of dots, the `first` few."""
-
-    def inject(model: nn.Module, target: str, rank: int, alpha: float) -> nn.Module:
-        found = [
-            (path, module)
-            for path, module in model.named_modules()
-            if path and chosen(path, target) and isinstance(module, only.get("kind", nn.Linear))
-            if path.count(".") <= only.get("depth", 9)
-        ]
-        for path, module in found[: only.get("first")]:
-            put(model, path, wrap(module, rank, alpha))
-        return model
-
-    return inject
-
-
-def around_a_new_linear(module: nn.Linear, rank: int, alpha: float) -> nn.Module:
-    return TinyLoRA(nn.Linear(module.in_features, module.out_features), rank, alpha)
-
-
-def with_its_weight_training(module: nn.Linear, rank: int, alpha: float) -> nn.Module:
-    return TinyLoRA(module, rank, alpha).requires_grad_(True)
+@variants
+def injecting(
+    model,
+    target,
+    rank,
+    alpha,
+    chosen=matches,
+    kind=nn.Linear,
+    keep=list,
+    wrap=TinyLoRA,
+    put=nn.Module.set_submodule,
+) -> nn.Module:
+    """Which paths, of which kind; what takes the place of a layer, and how it gets there."""
+    modules = [(p, m) for p, m in model.named_modules() if p and isinstance(m, kind)]
+    for path, module in keep((p, m) for p, m in modules if chosen(p, target)):
+        put(model, path, wrap(module, rank, alpha))
+    return model
 
 
 inject = Exercise(
@@ -131,48 +138,33 @@ inject = Exercise(
     draw_inject,
     observe=observe_inject,
     may_change=True,
-    mistakes={
+    mistakes={message: injecting(chosen=chosen) for message, chosen in WRONG_PATHS.items()}
+    | {
         "not all that matches can be wrapped; ask isinstance(module, nn.Linear) as well": (
             injecting(kind=nn.Module)
         ),
         "nothing comes back; return the changed model": lambda *given: injecting()(*given) and None,
         "only the first match was replaced; let the return stand behind the loop, not in it": (
-            injecting(first=1)
+            injecting(keep=lambda found: list(found)[:1])
         ),
         "only the top of the model was searched; named_modules() goes to every depth, and "
-        "named_children() does not": injecting(depth=0),
+        "named_children() does not": injecting(
+            keep=lambda found: [(p, m) for p, m in found if "." not in p]
+        ),
         "you wrapped a new nn.Linear; wrap the one that was there, with its pretrained weight": (
-            injecting(wrap=around_a_new_linear)
+            injecting(wrap=lambda m, *given: TinyLoRA(nn.Linear(WIDTH, WIDTH), *given))
         ),
         "the wrapped weights train; TinyLoRA freezes them, and requires_grad_(True) on the layer "
-        "undoes it": injecting(wrap=with_its_weight_training),
+        "undoes it": injecting(wrap=lambda m, *given: TinyLoRA(m, *given).requires_grad_()),
         'a layer was stored under a name with dots, as setattr(model, "a.b", layer) does, where '
         "the forward never looks; use model.set_submodule(path, layer)": injecting(put=setattr),
-        "a path that only contains the target was taken; a target is the end of a path, after a "
-        "dot": injecting(lambda p, t: t in p),
-        'a name that only ends in the same letters was taken too, as "seq" for "q"; ask for a dot '
-        "before the target": injecting(str.endswith),
-        "a layer at the top was left out: there the path is the target, with no dot before it": (
-            injecting(lambda p, t: p.endswith("." + t))
-        ),
-        "a target of several pieces was left out; compare it with the end of the whole path": (
-            injecting(lambda p, t: p.split(".")[-1] == t)
-        ),
         "rank and alpha were not passed on to TinyLoRA": (
-            injecting(wrap=lambda module, rank, alpha: TinyLoRA(module))
+            injecting(wrap=lambda m, rank, alpha: TinyLoRA(m))
         ),
         "TinyLoRA divides alpha by the rank itself; pass alpha as it is": (
-            injecting(wrap=lambda module, rank, alpha: TinyLoRA(module, rank, alpha / rank))
+            injecting(wrap=lambda m, rank, alpha: TinyLoRA(m, rank, alpha / rank))
         ),
     },
-    why="Path equal to the target, or ending in a dot and the target: the rule of PEFT's lists. "
-    "Nothing in the model's own code had to change.",
-    hints=[
-        "Go over list(model.named_modules()), which gives (path, module) for every depth, and "
-        "keep what is an nn.Linear.",
-        'A path matches if path == target or path.endswith("." + target).',
-        "model.set_submodule(path, TinyLoRA(module, rank, alpha)) puts the new layer in place.",
-    ],
 )
 
 
@@ -206,19 +198,15 @@ def is_saved(name: str, saved: tuple[str, ...], chosen: Callable = matches) -> b
     return any(chosen(path, wanted) for path in paths for wanted in saved)
 
 
-def training(wanted: Callable[[str, tuple[str, ...]], bool]) -> Callable:
-    """A freezing that sets every parameter by `wanted(name, saved)`."""
-
-    def freeze(model: nn.Module, saved: tuple[str, ...]) -> None:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(wanted(name, saved))
-
-    return freeze
+@variants
+def training(model, saved, factor=is_factor, module=is_saved) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(factor(name) or module(name, saved))
 
 
 def saving(chosen: Callable[[str, str], bool]) -> Callable:
-    """A freezing that keeps the factors, and what lies in a module whose path is chosen."""
-    return training(lambda name, saved: is_factor(name) or is_saved(name, saved, chosen))
+    """A freezing that takes a module for saved where its path is chosen."""
+    return training(module=lambda name, saved: is_saved(name, saved, chosen))
 
 
 def only_switches_off(model: nn.Module, saved: tuple[str, ...]) -> None:
@@ -229,73 +217,42 @@ def only_switches_off(model: nn.Module, saved: tuple[str, ...]) -> None:
 
 freeze = Exercise(
     "03 freeze",
-    saving(matches),
+    training(),
     draw_freeze,
     observe=observe_freeze,
     may_change=True,
-    mistakes={
-        "nothing trains: everything off comes first, then on what trains": (
-            training(lambda n, saved: False)
-        ),
-        "the LoRA factors are frozen; they are the parameters named …lora_A and …lora_B": (
-            training(is_saved)
-        ),
-        "only one of the two factors trains; lora_A and lora_B both learn": (
-            training(lambda n, saved: n.endswith("lora_B") or is_saved(n, saved))
-        ),
-        "the wrapped weights, …original.weight, train again; they are the base": (
-            training(lambda n, saved: is_factor(n) or ".original." in n or is_saved(n, saved))
-        ),
-        'an embedding named "flora" trains, since its name contains "lora"; ask for the whole of '
-        "lora_A": training(lambda n, saved: "lora" in n or is_saved(n, saved)),
-        "of a model that came in frozen, nothing trains; switch on what trains, with "
-        "requires_grad_(True)": only_switches_off,
-        "the modules named in saved are frozen": training(lambda n, saved: is_factor(n)),
-        "with nothing in saved, everything trains; the factors train, and nothing else": training(
-            lambda n, saved: not saved or is_factor(n) or is_saved(n, saved)
-        ),
-        "of a saved module only the weight trains; its bias belongs to it": training(
-            lambda n, saved: is_factor(n) or (is_saved(n, saved) and n.endswith("weight"))
-        ),
-        'a name was looked for anywhere, so "head" also finds "header"; match the whole path, or '
-        "its end after a dot": saving(lambda p, name: name in p),
-        'a path that only ends in the same letters was taken too, as "q_norm" for "norm"; ask for '
-        "a dot before the name": saving(str.endswith),
+    mistakes={message: saving(chosen) for message, chosen in WRONG_PATHS.items()}
+    | {
         "a name was compared with whole paths alone; the end after a dot counts too": (
             saving(str.__eq__)
         ),
-        "a saved module at the top was left out: there the path is the name, with no dot": (
-            saving(lambda p, name: p.endswith("." + name))
+        "nothing trains: everything off comes first, then on what trains": (
+            training(factor=lambda n: False, module=lambda n, saved: False)
+        ),
+        "the LoRA factors are frozen; they are the parameters named …lora_A and …lora_B": (
+            training(factor=lambda n: False)
+        ),
+        "only one of the two factors trains; lora_A and lora_B both learn": (
+            training(factor=lambda n: n.endswith("lora_B"))
+        ),
+        "the wrapped weights, …original.weight, train again; they are the base": (
+            training(factor=lambda n: is_factor(n) or ".original." in n)
+        ),
+        'an embedding named "flora" trains, since its name contains "lora"; ask for the whole of '
+        "lora_A": training(factor=lambda n: "lora" in n),
+        "of a model that came in frozen, nothing trains; switch on what trains, with "
+        "requires_grad_(True)": only_switches_off,
+        "the modules named in saved are frozen": training(module=lambda n, saved: False),
+        "with nothing in saved, everything trains; the factors train, and nothing else": (
+            training(module=lambda n, saved: not saved or is_saved(n, saved))
+        ),
+        "of a saved module only the weight trains; its bias belongs to it": (
+            training(module=lambda n, saved: is_saved(n, saved) and n.endswith("weight"))
         ),
     },
-    why="Everything off, then on what trains, by name: it also works on a model that came in "
-    "frozen, and nothing new in the model can slip through.",
-    hints=[
-        "Start with model.requires_grad_(False).",
-        "Then go over model.named_parameters(): what ends in lora_A or lora_B trains.",
-        "A module of model.named_modules() whose path is a name in saved, or ends in a dot and "
-        "that name, trains whole: module.requires_grad_(True).",
-    ],
 )
 
 
 # --- a question ----------------------------------------------------------------------------------
 
-target_match = Choice(
-    "03 target_match",
-    "A model has, in each of its 32 blocks, mlp.up, mlp.gate_up and mlp.up_norm, all nn.Linear. "
-    'How many layers does target_modules=["up"] adapt?',
-    {
-        "64: what ends in it": "the end has to come after a dot: ….mlp.up matches, …gate_up does "
-        "not",
-        "96: all that contains it": "a target is not searched for inside the path; it is compared "
-        "with its end",
-        "32": "A target is a whole path or its end after a dot. So two letters catch the same "
-        "layer in every block, and no other.",
-        "none, since the whole path, blocks.0.mlp.up, is needed": "the end of the path is enough; "
-        "a whole path names one layer of one block",
-    },
-    right="c",
-    hint="Write the three paths of block 0 one below the other, and look at what follows their "
-    "last dot.",
-)
+target_match = Choice("03 target_match")

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from lora_course.claims import say
-from lora_course.exercises.checker import Check, Choice, Exercise, NotAttempted
+from lora_course.exercises.checker import Check, Exercise, NotAttempted, variants
+from lora_course.exercises.choices import Choice, letter_of, show_options
 from lora_course.exercises.factors import is_factor
 from lora_course.georgian import reads
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
@@ -55,19 +55,16 @@ def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def stepping(chosen=is_factor, by=lambda p, lr: lr * p.grad, clear=True) -> Callable:
+@variants
+def stepping(model, compute_loss, lr, chosen=is_factor, by=lambda p, lr: lr * p.grad, clear=True):
     """A step that subtracts `by` from the parameters whose names are chosen."""
-
-    def step(model: nn.Module, compute_loss: Callable[[], Tensor], lr: float) -> None:
-        if clear:
-            model.zero_grad()
-        compute_loss().backward()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if chosen(name):
-                    parameter -= by(parameter, lr)
-
-    return step
+    if clear:
+        model.zero_grad()
+    compute_loss().backward()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if chosen(name):
+                parameter -= by(parameter, lr)
 
 
 def recorded_by_autograd(model, compute_loss, lr):
@@ -88,20 +85,22 @@ step = Exercise(
             recorded_by_autograd
         ),
         "a frozen weight has no gradient, its .grad is None; choose the factors by their names": (
-            stepping(lambda name: True)
+            stepping(chosen=lambda name: True)
         ),
         "what is not wrapped moved as well; only the adapter's factors are to move": (
-            stepping(lambda name: "original" not in name)
+            stepping(chosen=lambda name: "original" not in name)
         ),
         "no parameter moved: change each in place; `p = p - …` makes a new tensor": (
-            stepping(lambda name: False)
+            stepping(chosen=lambda name: False)
         ),
         "you add the gradient; downhill is to subtract it": stepping(by=lambda p, lr: -lr * p.grad),
         "you subtract the whole gradient; take lr times as much": stepping(by=lambda p, lr: p.grad),
         "every entry moved by lr, as with Adam; plain descent moves by lr times the gradient": (
             stepping(by=lambda p, lr: lr * p.grad.sign())
         ),
-        "only lora_B moved; lora_A is a factor, too": stepping(lambda n: n.endswith("lora_B")),
+        "only lora_B moved; lora_A is a factor, too": stepping(
+            chosen=lambda n: n.endswith("lora_B")
+        ),
         "the step also shrinks the weights, as weight decay does; plain descent does not": stepping(
             by=lambda p, lr: lr * (p.grad + 0.1 * p)
         ),
@@ -111,12 +110,6 @@ step = Exercise(
         "the second step has the first one's gradient in it: backward() adds to .grad, so clear "
         "that first (zero_grad)": stepping(clear=False),
     },
-    why="Only the factors moved: the base stays whole, so one base can carry many adapters.",
-    hints=[
-        "Clear old gradients, compute the loss, call backward(), then update.",
-        "model.named_parameters() gives names; the adapter's end in lora_A or lora_B.",
-        "Plain gradient descent, under torch.no_grad(): p -= lr * p.grad.",
-    ],
 )
 
 # --- the clinic ----------------------------------------------------------------------------------
@@ -176,114 +169,47 @@ def clinic_run(name: str) -> dict:
 class Diagnosis(Check):
     """Call it with {"A": "d", …}: for every run the letter of its cause.
 
-    `causes` holds for every letter the cause, its sign, and the run that has it.
+    `words["causes"]` has for each letter a cause, its sign, and the run that shows it.
     """
 
-    def __init__(self, name: str, causes: dict[str, tuple[str, str, str]], hints: list[str]):
-        signs = sorted(f"{run}: {sign}" for _, sign, run in causes.values())
-        super().__init__(name, f"The signs that decide. {'; '.join(signs)}.", hints)
-        self.causes, self.runs = causes, sorted(run for _, _, run in causes.values())
+    @property
+    def causes(self) -> dict[str, dict]:
+        return self.words["causes"]
+
+    @property
+    def why(self) -> str:
+        signs = sorted(f"{cause['run']}: {cause['sign']}" for cause in self.causes.values())
+        return f"The signs that decide. {'; '.join(signs)}."
 
     def __call__(self, answer=None) -> None:
-        for letter, (cause, _, _) in self.causes.items():
-            say(f"  {letter}) {cause}")
+        show_options({letter: cause["cause"] for letter, cause in self.causes.items()})
         super().__call__(answer)
 
     def judge(self, answer) -> str | None:
+        runs = sorted(cause["run"] for cause in self.causes.values())
         if answer is None or (isinstance(answer, dict) and not any(answer.values())):
             raise NotAttempted(
                 "Give each run the letter of a cause, in quotes, and run the cell again."
             )
-        if not isinstance(answer, dict) or sorted(answer) != self.runs:
-            return f"give a letter for each run, as in {dict.fromkeys(self.runs, 'a')}"
-        replies = {run: self._reply(run, answer[run]) for run in self.runs}
+        if not isinstance(answer, dict) or sorted(map(str, answer)) != runs:
+            return f"give a letter for each run, as in {dict.fromkeys(runs, 'a')}"
+        replies = {run: self._reply(run, answer[run]) for run in runs}
         right = sum(reply.startswith("right: ") for reply in replies.values())
         lines = [f"  {run}: {reply}" for run, reply in replies.items()]
         if right == len(lines):
             return None
         return "\n".join([f"{right} of {len(lines)} runs are right.", *lines])
 
-    def _reply(self, run: str, letter) -> str:
-        letter = letter.strip().lower() if isinstance(letter, str) else letter
-        if not letter:
-            return "not answered"
-        if not isinstance(letter, str) or letter not in self.causes:
-            return f"{letter!r} is not an option; give one of {', '.join(self.causes)}"
-        cause, sign, its_run = self.causes[letter]
-        if its_run == run:
-            return f"right: {sign}"
-        return f"if {cause}, then {sign}; this run shows no such sign"
+    def _reply(self, run: str, answer) -> str:
+        try:
+            found = self.causes[letter_of(answer or None, self.causes)]
+        except NotAttempted as to_do:
+            return str(to_do) if answer else "not answered"
+        if found["run"] == run:
+            return f"right: {found['sign']}"
+        return f"if {found['cause']}, then {found['sign']}; this run shows no such sign"
 
 
-diagnose = Diagnosis(
-    "04 diagnose",
-    {
-        "a": (
-            "the optimizer was built before the injection",
-            "the optimizer holds the whole base's scalars and B never moves, while the gradients "
-            "are alive",
-            "D",
-        ),
-        "b": (
-            "a new random head was left frozen",
-            "the loss starts above the healthy run's, near that of guessing among all characters "
-            "(about 6.3 nats), with the usual counts",
-            "E",
-        ),
-        "c": (
-            "one of the two targets was missed",
-            "fewer parameters are trainable than in the healthy run",
-            "B",
-        ),
-        "d": (
-            "both factors start at zero",
-            "the gradients of A and of B are both exactly zero",
-            "A",
-        ),
-        "e": (
-            "the learning rate is far too high",
-            "the loss leaps up and down, and B grows by orders of magnitude",
-            "C",
-        ),
-    },
-    hints=[
-        "Counts first: which run trains fewer parameters, and whose optimizer holds others?",
-        "Then the gradients: in which run are both of them exactly zero?",
-        "Two are left: one curve leaps, the other starts higher than all the others.",
-    ],
-)
-
-few_seeds = Choice(
-    "04 few_seeds",
-    "One run with rank 16 scores .558, one with rank 32 scores .535. What follows?",
-    {
-        "Rank 16 is better on this task.": "look at the five scores of each rank, above: the two "
-        "ranges overlap.",
-        "Rank 32 has too many parameters and overfits.": "that explains a difference which is not "
-        "there; the seeds of each rank overlap.",
-        "Nothing about ranks: seeds differ by as much.": "A difference counts once it is larger "
-        "than the spread over seeds.",
-        "The seed that gave .558 should be used from now on.": "choosing the luckiest seed on test "
-        "towns fits the choice to the test; the next test set will not repeat it.",
-    },
-    right="c",
-    hint="How far apart are the best and the worst of the five scores of one rank, above?",
-)
-
-rate = Choice(
-    "04 rate",
-    "A recipe for full fine-tuning of your model says: learning rate 2e-5. You want to try LoRA at "
-    "rank 8. Which rate do you try first?",
-    {
-        "2e-5, as the recipe says": "LoRA's best rate lies well above full fine-tuning's, here ten "
-        "times; at this one it would hardly move",
-        "2e-4": "About ten times full fine-tuning's rate is the place to begin, here and in the "
-        "recipes of others; then try one below and one above on validation data.",
-        "2e-6: fewer parameters want smaller steps": "it is the other way round: the factors start "
-        "at nothing and have a long way to go",
-        "1e-2, which was best here": "what travels from model to model is the ratio to full "
-        "fine-tuning's rate, and not the number; this one would diverge on a large model",
-    },
-    right="b",
-    hint="By how much do the two stars in the last figure differ?",
-)
+diagnose = Diagnosis("04 diagnose")
+few_seeds = Choice("04 few_seeds")
+rate = Choice("04 rate")

@@ -1,14 +1,60 @@
-"""What LoRA does in a model, whoever wrote its layers: which numbers train, and what they do."""
+"""What LoRA does, whoever wrote it: one sum, which numbers train in a model, and what they do."""
 
 from collections import Counter
+from types import NoneType
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# --- the sum -------------------------------------------------------------------------------------
+# Of W and B A, or of what the two make of an input; s is α / r.
+
+
+def right_sum(W: Tensor, BA: Tensor, s: float, r: int) -> Tensor:
+    return W + s * BA
+
+
+WRONG_SCALINGS = {
+    "B A is not scaled; multiply it by α / r": lambda W, BA, s, r: W + BA,
+    "B A is multiplied by α alone; divide by r, the rank": lambda W, BA, s, r: W + s * r * BA,
+    "the scaling is upside down; it is α / r": lambda W, BA, s, r: W + BA / s,
+    "α is divided by √r, as rsLoRA does; here it is r": lambda W, BA, s, r: W + s * r**0.5 * BA,
+    "the scaling is applied twice": lambda W, BA, s, r: W + s * s * BA,
+}
+WRONG_SUMS = WRONG_SCALINGS | {
+    "that is B A alone; add what is frozen, W": lambda W, BA, s, r: s * BA,
+    "that is W alone; add B A": lambda W, BA, s, r: W,
+    "W is scaled too; α / r is for B A alone": lambda W, BA, s, r: s * (W + BA),
+    "B A is taken away; it is added": lambda W, BA, s, r: W - s * BA,
+}
+
+
+class Builds(TorchDispatchMode):
+    """Inside `with`, notes in `found` whether a tensor as large as `matrix`, or several, is made.
+
+    Views of the matrix itself do not count. Choose sizes of which no other product is a multiple.
+    """
+
+    def __init__(self, matrix: Tensor):
+        super().__init__()
+        self.matrix, self.found = matrix, False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made, given = function(*args, **(kwargs or {})), self.matrix.untyped_storage().data_ptr()
+        for tensor in filter(lambda t: isinstance(t, Tensor) and t.numel(), tree_leaves(made)):
+            as_large = tensor.numel() % self.matrix.numel() == 0
+            self.found |= as_large and tensor.untyped_storage().data_ptr() != given
+        return made
+
+
+# --- in a model ----------------------------------------------------------------------------------
 
 
 def kinds(result) -> str:
     """What came back from a function, in words."""
-    words = {nn.Module: "a model", Tensor: "a tensor", int | float: "a number"}
+    words = {nn.Module: "a model", Tensor: "a tensor", int | float: "a number", NoneType: "None"}
     return " and ".join(
         next((word for kind, word in words.items() if isinstance(part, kind)), type(part).__name__)
         for part in (result if isinstance(result, tuple | list) else [result])
@@ -25,9 +71,19 @@ def last_piece(path: str, names: tuple[str, ...]) -> bool:
     return path.rpartition(".")[2] in names
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Path → nn.Linear."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear)}
+# A path, and names of layers: which belongs to one of them?
+LAST = 'compare its last piece, path.split(".")[-1]'
+WRONG_MATCHES = {
+    f"no layer matched, since a path is longer than a name; {LAST}": (
+        lambda path, names: path in names
+    ),
+    f"a path that only ends in the letters of a name was taken, as old_NAME does; {LAST}": (
+        lambda path, names: path.endswith(names)
+    ),
+    f"a path that only contains a name was taken; {LAST}": (
+        lambda path, names: any(name in path for name in names)
+    ),
+}
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:
@@ -37,7 +93,7 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 def numbers_that_train(model: nn.Module, base: nn.Module) -> dict[str, int]:
     """Name of a layer → how many numbers train in `model` where `base` has its nn.Linear."""
     found, counted = Counter(), set()
-    for path in linear_layers(base):
+    for path in (p for p, module in base.named_modules() if isinstance(module, nn.Linear)):
         parameters = trained(model.get_submodule(path))
         found[path.rpartition(".")[2]] += sum(p.numel() for p in parameters)
         counted |= {id(p) for p in parameters}

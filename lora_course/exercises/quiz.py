@@ -3,10 +3,9 @@
 Both take ten letters, one a question, "-" where you cannot tell, and never raise.
 """
 
-import tomllib
-from importlib.resources import files
-
 from lora_course.claims import say
+from lora_course.exercises.checker import read_words
+from lora_course.exercises.choices import ask
 from lora_course.tables import show_table
 
 UNTOUCHED = "-" * 10
@@ -22,6 +21,15 @@ def after(answers: str) -> None:
     _ask("after", answers, explain=True)
 
 
+def record(sitting: str, answers: str) -> None:
+    """For an assignment: show the questions of "before" or "after", and say what is kept."""
+    for number, question in enumerate(questions(sitting), start=1):
+        ask(f"{number}. {question['question']}", question["options"])
+        print()
+    letters = _ten_letters(answers)
+    say(f"Recorded: {letters}" if letters not in (None, UNTOUCHED) else _to_do(answers))
+
+
 def score(sitting: str, answers: str) -> int:
     """How many of the ten letters are right in the sitting "before" or "after"."""
     letters = _ten_letters(answers) or UNTOUCHED
@@ -30,8 +38,7 @@ def score(sitting: str, answers: str) -> int:
 
 def questions(sitting: str) -> list[dict]:
     """Of each: idea, notebooks, question, options, right, because (of each letter)."""
-    ideas = tomllib.loads(files(__package__).joinpath("quiz.toml").read_text("utf-8"))["ideas"]
-    return [idea | idea[sitting] for idea in ideas]
+    return [idea | idea[sitting] for idea in read_words("quiz.toml")["ideas"]]
 
 
 def _ask(sitting: str, answers: str, explain: bool) -> None:
@@ -41,20 +48,22 @@ def _ask(sitting: str, answers: str, explain: bool) -> None:
         right, letter = question["right"], (letters or UNTOUCHED)[number - 1]
         mark = "—" if letter == "-" else "right" if letter == right else "not right"
         rows.append([question["idea"], question["notebooks"], mark])
-        say(f"{number}. {question['question']}")
-        for option, text in question["options"].items():
-            say(f"  {option}) {text}", indent="     ")
+        ask(f"{number}. {question['question']}", question["options"])
         if attempted and explain:
             if mark == "not right":
                 say(f"You chose {letter}. Not right: {question['because'][letter]}")
             say(f"Right is {right}. {question['because'][right]}")
         print()
     if not attempted:
-        given = "" if letters else f" This is {answers!r}."
-        say(f'Not attempted yet. Write ten letters from a to d, "-" where you cannot tell.{given}')
+        say(_to_do(answers))
     else:
         say(f"{score(sitting, letters)} of 10 are right; guessing gives two or three.")
         show_table(["idea", "notebook", sitting], rows)
+
+
+def _to_do(answers: object) -> str:
+    given = "" if _ten_letters(answers) else f" This is {answers!r}."
+    return f'Not attempted yet. Write ten letters from a to d, "-" where you cannot tell.{given}'
 
 
 def _ten_letters(answers: object) -> str | None:

@@ -24,8 +24,14 @@ INTRODUCTION = """\
 
 The five exercises and the quiz of notebook 07. Each function is checked in its own cell; `hint()`
 helps. What to measure before you answer which conclusion a result supports stands in notebook 07:
-work there, and hand in here. Forty points: 4 for a function, 2 for a conclusion, 1 for a question
-of the quiz."""
+measure there, and hand in here. Conclusions and the quiz are recorded when you run their cells,
+and judged when your work is graded. Forty points: 4 for a function, 2 for a conclusion, 1 for a
+question of the quiz."""
+RECORDING = {  # what judges at once → what the assignment has in its place
+    r"^(exercises\.conclude_\w+)\(": r"\1.record(",
+    r"^quiz\.after\(": 'quiz.record("after", ',
+    r"memory, compare your scores, and read why each answer is right\.": "memory.",
+}
 
 
 def student_source(source: str) -> str:
@@ -69,6 +75,13 @@ def write_students(folder: Path = NOTEBOOKS) -> None:
         nbformat.write(notebooks[path], path)
 
 
+def assigned_source(source: str) -> str:
+    """A cell as the assignment has it: conclusions and quiz get no verdict before the grade."""
+    for judges, records in RECORDING.items():
+        source = re.sub(judges, records, source, flags=re.MULTILINE)
+    return source
+
+
 def write_assignment(course: Path) -> None:
     """The instructor's version, solutions and all: nbgrader's cells of the solutions of 07."""
     solutions = nbformat.read(NOTEBOOKS / "solutions" / "07_solutions.ipynb", 4)
@@ -76,6 +89,10 @@ def write_assignment(course: Path) -> None:
     locked = {"grade": False, "solution": False, "locked": True, "task": False}
     introduction.metadata["nbgrader"] = locked | {"grade_id": "introduction", "schema_version": 3}
     solutions.cells = [introduction] + [c for c in solutions.cells if "nbgrader" in c.metadata]
+    for cell in solutions.cells:
+        cell.source = assigned_source(cell.source)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
     path = course / "source" / ASSIGNMENT / f"{ASSIGNMENT}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(solutions, path)

