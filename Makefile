@@ -5,6 +5,7 @@
 # make seeds      run the seven notebooks with other seeds, and list the claims that fail
 # make slides     make the slides of the 90-minute class, in slides/
 # make assignment write the exercises for a class into grading/ (see grading/README.md)
+# make playground write the page on which the model runs into docs/_build/playground, and serve it
 # make site       write the course as a web site into docs/_build/html, to read without running it
 # Each sets up .venv by itself, once. Another Python: make lab PYTHON=python3.12
 
@@ -14,7 +15,7 @@ LAB_ARGS ?=
 PYTHON_OR_STOP = $(or $(PYTHON),$(error no Python was found: install Python 3.11, 3.12 or 3.13, or say where it is: make lab PYTHON=/path/to/python3.11))
 ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab check test notebooks seeds assignment site slides
+.PHONY: lab check test notebooks seeds assignment playground site slides
 
 lab: .venv/installed
 	@# JupyterLab strips the alt text from the committed outputs of notebooks that it does not trust.
@@ -42,6 +43,10 @@ slides: .venv/installed-test
 assignment: .venv/installed-test
 	$(BIN)/python -m lora_course.exercises.release assignment grading
 	cd grading && PATH="$(abspath $(BIN)):$$PATH" nbgrader generate_assignment exercises --force
+
+playground: .venv/installed
+	$(BIN)/python docs/make_playground.py
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/playground 8000
 
 site: .venv/installed-site
 	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
