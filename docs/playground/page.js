@@ -11,7 +11,7 @@ const SCRIPTS = [...document.querySelectorAll(".card")].map((card) => card.id);
 const BASE = "cyrillic";
 
 export let model, tokenizer;
-let spellings; // script → town → what is recorded
+const spellings = {}; // script → a map from towns to what is recorded
 const adapters = {}; // script → scale: s = α / r; layers: path → the directions of B A
 
 const settings = () => ({
@@ -68,17 +68,18 @@ async function answer() {
   const why = problem(town, tokenizer, model.config.max_len);
   $("problem").textContent = why;
   for (const script of new Set([chosen.script, ...SCRIPTS])) {
-    showName($(script), why ? "" : write(town, { ...chosen, script }), spellings[script][town]);
-    if (script === chosen.script) showMatrices(chosen);
+    showName($(script), why ? "" : write(town, { ...chosen, script }), spellings[script].get(town));
     if (await stale()) return;
+    if (script === chosen.script) showMatrices(chosen);
   }
   const [written, note] = $(chosen.script).querySelectorAll(".written, .note");
   $("answer").innerHTML = why ? "" : `${town}: ${written.innerHTML} ${note.textContent}`;
   $("scripts").ariaBusy = "false";
   if (why) return;
   showAttention(latest[chosen.script]);
-  const ways = [false, true].map((merged) => linearFor({ ...chosen, merged }));
-  for (const way of [0, 1, 0, 1, 0, 1]) {
+  const ways = {};
+  for (const way of ["beside", "merged", "beside", "merged", "beside", "merged"]) {
+    ways[way] ??= linearFor({ ...chosen, merged: way === "merged" });
     showTime(town, way, ways[way]);
     if (await stale()) return;
   }
@@ -106,9 +107,9 @@ function showSettings({ script, strength, rank, merged }) {
     $(id).textContent = `${n.toLocaleString("en")} numbers, ${Math.round(n / 500).toLocaleString("en")} kB in float16`;
     $(id).style.setProperty("--share", n / all);
   }
-  for (const [row, n] of [["cost-beside", ofW + ofAB], ["cost-merged", ofW]]) {
-    $(row).cells[1].textContent = n.toLocaleString("en");
-    $(row).classList.toggle("used", merged === (row === "cost-merged"));
+  for (const [way, n] of Object.entries({ beside: ofW + ofAB, merged: ofW })) {
+    $(`cost-${way}`).cells[1].textContent = n.toLocaleString("en");
+    $(`cost-${way}`).classList.toggle("used", merged === (way === "merged"));
   }
   $("strength-value").textContent = strength.toFixed(2);
   $("rank-value").textContent = rank;
@@ -117,14 +118,14 @@ function showSettings({ script, strength, rank, merged }) {
   $("code").innerHTML = code.replace(/\b(const|for|function|let|of|return)\b/g, "<b>$&</b>");
 }
 
-const measured = [[], []]; // milliseconds a letter: beside, merged
+const measured = { beside: [], merged: [] }; // milliseconds a letter
 
 /** Of the last nine measurements the shortest: the others waited for something else. */
 function showTime(town, way, linear) {
   const start = performance.now();
   const { cache } = model.write(tokenizer.prompt(town), linear);
   measured[way] = [(performance.now() - start) / cache.tokens.length, ...measured[way].slice(0, 8)];
-  $(["cost-beside", "cost-merged"][way]).cells[2].textContent = `${Math.min(...measured[way]).toFixed(2)} ms`;
+  $(`cost-${way}`).cells[2].textContent = `${Math.min(...measured[way]).toFixed(2)} ms`;
 }
 
 // --- pictures ---
@@ -154,7 +155,8 @@ async function start() {
   const progress = (bytes) => ($("progress").value += bytes);
   const loading = Object.keys(sizes).map(async (name) => [name, await load(name, progress)]);
   const files = Object.fromEntries(await Promise.all(loading));
-  spellings = json(files["spellings.json.gz"]);
+  const recorded = json(files["spellings.json.gz"]);
+  for (const script of SCRIPTS) spellings[script] = new Map(Object.entries(recorded[script]));
   const read = (name) => readSafetensors(files[`${name}.safetensors.gz`]);
   const { metadata, tensors } = read("base");
   model = new Model(JSON.parse(metadata.config), tensors);
@@ -169,7 +171,7 @@ async function start() {
   }
   [$("layer").value, $("head").value] = ["blocks.1.attention.W_v", "1 1"];
   $("unseen").addEventListener("click", () => {
-    const towns = Object.keys(spellings[settings().script]);
+    const towns = [...spellings[settings().script].keys()];
     $("town").value = towns[Math.floor(Math.random() * towns.length)];
     answer();
   });
