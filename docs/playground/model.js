@@ -8,9 +8,9 @@ export class Model {
   constructor(config, tensors) {
     Object.assign(this, { config, tensors });
     this.layers = {}; // path → { weight, bias }, of every linear layer
-    for (const [name, weight] of Object.entries(tensors)) {
-      const path = name.replace(/\.weight$/, "");
-      if (/(W_.|linear.|classifier)\.weight$/.test(name)) this.layers[path] = { weight, bias: tensors[`${path}.bias`] };
+    for (const name of Object.keys(tensors).filter((name) => /(W_.|linear.|classifier)\.weight$/.test(name))) {
+      const path = name.replace(".weight", "");
+      this.layers[path] = { weight: tensors[name], bias: tensors[`${path}.bias`] };
     }
   }
 
@@ -22,7 +22,8 @@ export class Model {
   write(prompt, linear, cache = this.emptyCache(), maxNew = 48) {
     const differs = prompt.findIndex((token, i) => token !== cache.tokens[i]);
     const kept = differs < 0 ? prompt.length - 1 : differs; // the last one is always read anew
-    for (const list of [cache.tokens, ...cache.blocks.flatMap(Object.values)]) list.length = Math.min(kept, list.length);
+    const lists = [cache.tokens, ...cache.blocks.flatMap(Object.values)];
+    for (const list of lists) list.length = Math.min(kept, list.length);
     const [written, room] = [[], Math.min(maxNew, this.config.max_len - prompt.length)];
     let x;
     for (const token of prompt.slice(kept)) x = this.step(token, cache, linear);

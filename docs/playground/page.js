@@ -58,7 +58,8 @@ let answers = 0; // a newer one stops those before it
 
 /** Writes the town that is typed: first in the chosen script, then in the others. */
 async function answer() {
-  const [mine, chosen, town] = [++answers, settings(), $("town").value.trim().split(/\s+/).join(" ")];
+  const [mine, chosen] = [++answers, settings()];
+  const town = $("town").value.trim().split(/\s+/).join(" ");
   const stale = async () => {
     await new Promise((next) => setTimeout(next)); // keys and painting come first
     return mine !== answers;
@@ -104,7 +105,8 @@ function showSettings({ script, strength, rank, merged }) {
   const ofAB = rank * total(Object.values(layers).map(([{ a, b }]) => a.length + b.length));
   const all = total(Object.values(model.tensors).map((tensor) => tensor.length));
   for (const [id, n] of Object.entries({ trained: ofAB, all })) {
-    $(id).textContent = `${n.toLocaleString("en")} numbers, ${Math.round(n / 500).toLocaleString("en")} kB in float16`;
+    const kilobytes = Math.round((2 * n) / 1000); // in float16
+    $(id).textContent = `${n.toLocaleString("en")} numbers, ${kilobytes.toLocaleString("en")} kB in float16`;
     $(id).style.setProperty("--share", n / all);
   }
   for (const [way, n] of Object.entries({ beside: ofW + ofAB, merged: ofW })) {
@@ -113,7 +115,8 @@ function showSettings({ script, strength, rank, merged }) {
   }
   $("strength-value").textContent = strength.toFixed(2);
   $("rank-value").textContent = rank;
-  $("formula").textContent = `${merged ? "h = (W + λ s B A) x" : "h = W x + λ s B A x"}, with s = α / r = ${scale}`;
+  const formula = merged ? "h = (W + λ s B A) x" : "h = W x + λ s B A x";
+  $("formula").textContent = `${formula}, with s = α / r = ${scale}`;
   const code = (merged ? merge : lora).toString().replaceAll("<", "&lt;").replace(/\/\/.*/g, "<i>$&</i>");
   $("code").innerHTML = code.replace(/\b(const|for|function|let|of|return)\b/g, "<b>$&</b>");
 }
@@ -181,4 +184,6 @@ async function start() {
   await answer();
 }
 
-start().catch(({ message }) => say(`The model could not be loaded (${message}). Check the network, and reload the page.`));
+start().catch(({ message }) =>
+  say(`The model could not be loaded (${message}). Check the network, and reload the page.`),
+);

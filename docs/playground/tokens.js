@@ -37,10 +37,11 @@ export function problem(name, tokenizer, positions) {
   );
   if (strange.length) {
     const shown = strange.slice(0, 5).map((character) => `“${character}”`).join(", ");
-    return `The adapters read names in Latin letters and cannot read ${shown}. Try a name such as Yerevan or São Paulo.`;
+    const why = `The adapters read names in Latin letters and cannot read ${shown}.`;
+    return `${why} Try a name such as Yerevan or São Paulo.`;
   }
   if (!/\p{L}/u.test(name)) return "Type the name of a town in Latin letters, such as Yerevan.";
   const [length, room] = [tokenizer.encode(name).length, positions - 3];
-  if (length > room) return `This name has ${length} characters, and the model has room for ${room}. Shorten it.`;
-  return "";
+  const long = `This name has ${length} characters, and the model has room for ${room}. Shorten it.`;
+  return length > room ? long : "";
 }
