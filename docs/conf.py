@@ -1,10 +1,12 @@
 """The course as a web site (`make site`): the pages are README.md, the notebooks with their
-committed outputs, docs/*.md, grading/README.md, and the library's source. Nothing is executed, and
-neither the build nor a page needs a network."""
+committed outputs, docs/*.md, grading/README.md, and the library's source; under playground/ lies
+the page on which the model runs. No notebook is executed, and neither the build nor a page needs a
+network."""
 
 import fnmatch
 import posixpath
 import re
+import sys
 from binascii import a2b_base64
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,7 @@ from docutils import nodes
 from sphinx import addnodes
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
 
 project = "LoRA from Scratch"
 extensions = ["myst_nb", "sphinx-mathjax-offline"]
@@ -124,8 +127,20 @@ def part_cells(app, doctree) -> None:
         raw.children = [nodes.Text(re.sub("(?=</t[dh]>)", " ", raw.astext()))]
 
 
+def add_playground(app, error: Exception | None) -> None:
+    """The page on which the model runs, with a link back to the course."""
+    if error is None and app.builder.format == "html":
+        from make_playground import write
+
+        page = write(Path(app.outdir) / "playground")
+        course = '<a href="../index.html">LoRA from Scratch</a>'
+        text = page.read_text("utf-8").replace("<em>LoRA from Scratch</em>", course)
+        page.write_text(text, "utf-8")
+
+
 def setup(app) -> None:
     app.connect("source-read", read_page)
     app.connect("doctree-read", link_folders)
     app.connect("doctree-read", describe_figures)
     app.connect("doctree-read", part_cells)
+    app.connect("build-finished", add_playground)

@@ -122,3 +122,8 @@ def test_pages_fit_every_screen_and_show_their_images_and_formulas(browser, site
             assert not page.evaluate(cut), (name, width)
     page.close()
     assert errors == []
+
+
+def test_the_page_on_which_the_model_runs_leads_back_to_the_course(site, pages):
+    [link] = [a for a in pages["playground/index"]("a") if a.text == "LoRA from Scratch"]
+    assert (site / "playground" / link["href"]).resolve() == (site / "index.html").resolve()
