@@ -82,10 +82,6 @@ def lora_bytes(case: Case) -> int:
     return 2 * decoder_parameters(case) + 16 * lora_parameters(case)
 
 
-def full_bytes(case: Case, bytes_each: int) -> int:
-    return bytes_each * decoder_parameters(case)
-
-
 # --- the models and what they are run on ---------------------------------------------------------
 
 

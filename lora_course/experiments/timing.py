@@ -13,7 +13,6 @@ on a GPU of 80 GB. The rivals come with the extra `test`: `pip install -e .[test
 
 import argparse
 import gc
-import os
 import random
 import time
 from collections import Counter
@@ -27,7 +26,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from lora_course.experiments.recording import provenance
 from lora_course.experiments.timed_models import (
@@ -132,21 +130,13 @@ def resident_bytes(step: Step) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def step_bytes(step: Step, device: torch.device) -> int:
-    """The most that a step holds beyond that: activations, gradients, intermediate results."""
+def step_bytes(step: Step) -> int:
+    """The most that a step holds on a GPU beyond that: activations, gradients, intermediates."""
     step.clear_gradients()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = profiler.profiler.kineto_results.events()
-    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
-    return int(np.cumsum(changes).max())  # bytes are negative where memory is freed
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def saved_bytes(step: Step) -> int:
@@ -172,34 +162,30 @@ def saved_bytes(step: Step) -> int:
 
 
 def sizes(step: Step, device: torch.device) -> dict[str, int]:
-    """All that is measured of a step but its time: parameters, bytes, and the floating point
-    operations of matrix products and attention."""
-    found = {"trainable": count_parameters(step.model, only_trainable=True)}
+    """All that is measured of a step but its time: parameters and bytes."""
     for _ in range(2):
         step()  # the optimizer makes its state; a compiler its code
-    if step.case.mode != "inference":
-        found |= {"resident_bytes": resident_bytes(step), "step_bytes": step_bytes(step, device)}
+    found = {
+        "trainable": count_parameters(step.model, only_trainable=True),
+        "resident_bytes": resident_bytes(step),
+    }
+    if device.type == "cuda":
+        found["step_bytes"] = step_bytes(step)
     if step.case.mode == "train":
-        with FlopCounterMode(display=False) as counter:
-            step()
-        found |= {"saved_bytes": saved_bytes(step), "flops": counter.get_total_flops()}
+        found["saved_bytes"] = saved_bytes(step)
     step.clear_gradients()
     return found
 
 
 def milliseconds(step: Step, device: torch.device) -> float:
-    """One step: on a GPU by its own clock, on a CPU in CPU time."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        step()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end)
-    start = time.process_time()
+    """One step: on a GPU until it is done, on a CPU in CPU time."""
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    start = clock()
     step()
-    return 1000 * (time.process_time() - start)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return 1000 * (clock() - start)
 
 
 def take_turns(
@@ -284,7 +270,7 @@ def measure(case: Case, device: torch.device, seconds: float, at_least: int = 9)
     step = reference = None
     free_memory(device)
     for method, times in take_turns(steps, device, seconds, at_least).items():
-        rows[method]["ms"] = _text(times)
+        rows[method]["ms"] = times
     if case.model == "decoder" and case.mode == "train" and not case.vocabulary:
         for method, step in steps.items():
             rows[method] |= profile_step(step, device)
@@ -341,7 +327,7 @@ def measure_full(case: Case, method: str, device: torch.device, seconds: float) 
             model = build(smaller, device).requires_grad_()
             step = Step(model, smaller, forward_pass(smaller, device))
             row = {**asdict(smaller), "method": method, **sizes(step, device)}
-            return [row | {"ms": _text(take_turns({method: step}, device, seconds)[method])}]
+            return [row | {"ms": take_turns({method: step}, device, seconds)[method]}]
         except torch.OutOfMemoryError:
             model = step = None
     raise RuntimeError("not even one block fits into this device's memory")
@@ -350,14 +336,12 @@ def measure_full(case: Case, method: str, device: torch.device, seconds: float) 
 # --- the table -----------------------------------------------------------------------------------
 
 
-def _text(times: list[float]) -> str:
-    return " ".join(f"{ms:.4g}" for ms in times)
-
-
 def record(rows: list[dict], facts: dict, path: Path = TABLE) -> None:
     """Put rows, each with the `facts` of this run, into the table, in place of those of the same
     case and method."""
-    table = pd.DataFrame(rows).assign(**facts).convert_dtypes()
+    table = pd.DataFrame(rows).assign(**facts)
+    table["ms"] = table["ms"].map(lambda times: " ".join(map("{:.4g}".format, times)), "ignore")
+    table = table.convert_dtypes()
     if path.exists():
         table = pd.concat([pd.read_csv(path, dtype_backend="numpy_nullable"), table])
     same = [*CASE, "method"]
@@ -367,7 +351,7 @@ def record(rows: list[dict], facts: dict, path: Path = TABLE) -> None:
 
 def load_timing(path: Path = TABLE) -> pd.DataFrame:
     """A row for every case and method that was recorded: `ms` holds the milliseconds of its steps,
-    round by round; bytes and flops are those of a step (see `sizes`), KINDS milliseconds."""
+    round by round; bytes and flops are those of a step, KINDS milliseconds."""
     table = pd.read_csv(path)
     table["ms"] = table["ms"].map(lambda text: np.array(text.split(), float), na_action="ignore")
     table["median_ms"] = table["ms"].map(np.median, na_action="ignore").astype(float)
@@ -390,17 +374,13 @@ def this_run(device: torch.device) -> dict:
     facts = {"processor": "GPU" if device.type == "cuda" else "CPU"}
     facts |= provenance("python -m lora_course.experiments.timing", device)
     facts |= {"threads": torch.get_num_threads()}
-    facts |= {name: version(name) for name in ("peft", "loralib", "transformers")}
-    if device.type == "cuda":
-        facts["device_bytes"] = torch.cuda.get_device_properties(device).total_memory
-    return facts
+    return facts | {name: version(name) for name in ("peft", "loralib", "transformers")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seven-b", action="store_true", help="the shape of Llama-2-7B instead")
     seven_b = parser.parse_args().seven_b
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls a missing GPU an error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         if seven_b:
