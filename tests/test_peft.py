@@ -175,20 +175,13 @@ MODELS = {"ours": ours, **{name: getattr(tiny_models, name) for name in (
 )}}  # fmt: skip
 CASES = [
     ("ours", dict(target_modules=("W_q", "W_v"))),
-    ("ours", dict(target_modules=("W_q",), rank=4, alpha=12.0)),
     ("ours", dict(target_modules=("blocks.0.attention.W_k", "blocks.1.feed_forward.linear1"))),
-    ("ours", dict(target_modules=("attention.W_k", "linear1"), modules_to_save=("classifier",))),
     ("ours", dict(target_modules=re.compile(r"blocks\.1\..*W_[qv]"))),
-    ("ours", dict(target_modules=("W_q",), rank=4, alpha=8.0, use_rslora=True)),
     ("ours", dict(target_modules=("W_q",), rank=3, alpha=5.0, use_rslora=True)),
     ("ours", dict(target_modules=("W_q",), dropout=0.1)),
     ("ours", dict(target_modules="all-linear")),
-    ("ours", dict(target_modules="all-linear", modules_to_save=("classifier",))),
     ("ours", dict(target_modules="all-linear", modules_to_save=("classifier", "final_norm"))),
-    ("bert", dict(target_modules=("query", "value"), modules_to_save=("classifier",))),
-    ("bert", dict(target_modules="all-linear")),
     ("bert", dict(target_modules="all-linear", modules_to_save=("classifier",))),
-    ("distilbert", dict(target_modules=("q_lin", "v_lin"), modules_to_save=("classifier",))),
     ("distilbert", dict(target_modules=("q_lin", "v_lin"),
                         modules_to_save=("classifier", "pre_classifier"))),
     ("llama", dict(target_modules=("q_proj", "v_proj"), rank=3, alpha=5.0)),
@@ -270,19 +263,6 @@ def test_peft_trains_on_from_what_is_saved_here(set_factors, tmp_path):
     assert torch.equal(model(x), peft_model(x))
 
 
-def test_a_bf16_base_differs_by_rounding_where_peft_keeps_float32_factors(set_factors, tmp_path):
-    model, x, output = trained("llama", dict(target_modules=("q_proj", "v_proj")), set_factors,
-                               torch.bfloat16)  # fmt: skip
-    directory = save_adapter(model, tmp_path)
-    with no_warning_of_peft():
-        peft_model = PeftModel.from_pretrained(tiny_models.llama().bfloat16(), str(directory))
-    assert (
-        peft_model.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"].weight.dtype
-        == torch.float32
-    )
-    torch.testing.assert_close(run(peft_model.eval(), x), output, atol=0.03, rtol=0.03)
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_shipped_adapter_gives_the_same_bits_in_peft(script, tokenizer):
     ids = torch.tensor([tokenizer.prompt("Tbilisi"), tokenizer.prompt("Kutaisi")])
@@ -291,17 +271,6 @@ def test_a_shipped_adapter_gives_the_same_bits_in_peft(script, tokenizer):
     adapted = load_adapter(base, adapter_directory(script))(ids)
     assert (adapted - plain).abs().max() > 1
     assert torch.equal(in_peft(load_pretrained()[0], adapter_directory(script))(ids), adapted)
-
-
-def test_all_linear_is_written_as_paths_since_peft_would_leave_out_a_language_models_head(
-    set_factors, tmp_path
-):
-    model, _, _ = trained("llama", dict(target_modules="all-linear"), set_factors)
-    directory = save_adapter(model, tmp_path)
-    targets = json.loads((directory / CONFIG_FILE).read_text())["target_modules"]
-    assert len(targets) == 15 and "lm_head" in targets
-    theirs = get_peft_model(tiny_models.llama(), LoraConfig(target_modules="all-linear"))
-    assert len(theirs.peft_config["default"].target_modules) < 15
 
 
 def test_a_directory_that_still_says_all_linear_loads(set_factors, tmp_path):
@@ -315,9 +284,7 @@ def test_a_directory_that_still_says_all_linear_loads(set_factors, tmp_path):
 # --- whole models: what PEFT makes ---------------------------------------------------------------
 
 THEIRS = [
-    ("ours", dict(target_modules=["W_q", "linear1"])),
     ("ours", dict(target_modules=r".*\.W_[qv]")),
-    ("ours", dict(target_modules="all-linear")),
     ("ours", dict(target_modules="all-linear", modules_to_save=["classifier"])),
     ("ours", dict(target_modules=["W_v"], modules_to_save=["classifier"], lora_dropout=0.1)),
     ("ours", dict(target_modules=["W_q"], use_rslora=True)),
@@ -330,7 +297,6 @@ THEIRS = [
     ("gpt2", dict(target_modules=["c_attn", "lm_head"])),
     ("gpt2", dict(target_modules="all-linear", fan_in_fan_out=True)),
     ("llama", dict(target_modules=["lm_head", "q_proj"])),  # PEFT saves the base's lm_head too
-    ("bert", dict(target_modules="all-linear", task_type="SEQ_CLS")),
     ("bert", dict(target_modules=["query", "dense"], task_type="SEQ_CLS")),
     ("distilbert", dict(target_modules=["q_lin", "v_lin"], task_type="SEQ_CLS")),
     ("llama", dict(target_modules="all-linear", task_type="CAUSAL_LM")),
