@@ -1,7 +1,5 @@
 """What only the notebooks use: claims, predictions, sources and tables."""
 
-import html
-import inspect
 import math
 import re
 
@@ -9,8 +7,6 @@ import pytest
 
 from lora_course import claims, predictions, tables
 from lora_course.georgian import ALPHABET, CONSONANTS, OTHER_VOWELS, reads, share_with_i
-from lora_lib.lora import LoRALinear
-from lora_lib.rank import k90
 
 
 @pytest.fixture
@@ -96,14 +92,6 @@ def test_a_question_that_nobody_asks_is_named_with_those_that_are():
 
 
 # --- sources and tables --------------------------------------------------------------------------
-
-
-def test_the_source_that_is_shown_is_the_library_s_and_is_folded(shown):
-    tables.show_source(LoRALinear, k90)
-    for page, item in zip(shown, (LoRALinear, k90), strict=True):
-        assert page.startswith("<details><summary>") and item.__qualname__ in page[:120]
-        source = html.unescape(re.sub(r"<summary>.*?</summary>|<[^>]+>", "", page))
-        assert source.strip() == inspect.getsource(item).strip()
 
 
 def test_names_are_marked_where_a_spelling_is_recorded_and_georgian_is_read_aloud(shown):

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_course.experiments.pretrain import save_pretrained
-from lora_lib.lora import count_parameters
 from lora_lib.model import (
     FeedForward,
     MultiHeadAttention,
@@ -43,10 +42,6 @@ def classifier():
 @pytest.fixture
 def ids():
     return torch.randint(5, VOCAB, (4, 10), generator=torch.Generator().manual_seed(0))
-
-
-def test_the_lessons_model_has_3_444_738_parameters():
-    assert count_parameters(SmallTransformer(1000, 256, 4, 4, 2)) == 3_444_738
 
 
 def test_attention_is_the_softmax_of_scaled_products_over_the_past():
