@@ -393,10 +393,3 @@ def test_a_model_made_under_inference_mode_merges_loads_and_unloads_there(ids, t
         with adapter_disabled(model):
             assert torch.equal(model(ids), before)
         assert torch.equal(unload_lora(unmerge_lora_weights(model), merge=False)(ids), before)
-
-
-def test_a_home_directory_may_be_written_short(adapted, ids, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    save_adapter(adapted, "~/mine")
-    assert (tmp_path / "mine" / WEIGHTS_FILE).is_file()
-    assert torch.equal(load_adapter(plain(), "~/mine")(ids), adapted(ids))
