@@ -31,7 +31,8 @@ def test_part_2_the_layer_starts_as_nothing_and_trains_little():
     linear = torch.nn.Linear(768, 768, bias=False)
     layer, x = LoRALinear(linear, rank=8, alpha=16.0), torch.randn(4, 768)
     assert torch.equal(layer(x), linear(x))
-    assert layer.num_trainable_params == 12_288 and layer.scaling == 2
+    assert (layer.num_trainable_params, layer.num_total_params) == (12_288, 589_824 + 12_288)
+    assert layer.scaling == 2
     assert 1 - layer.num_trainable_params / linear.weight.numel() == pytest.approx(0.9792, abs=5e-5)
 
 
