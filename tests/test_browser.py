@@ -1,8 +1,8 @@
 """A learner's visit: `make lab`, and the beginning of notebook 01 run from the menu, in a browser.
 
 The server has a copy without outputs, so that every figure on the page was drawn there, and saving
-touches nothing. It goes as far as the first figure and the first exercise; then comes a cell with
-a short training and a slider. That the rest of the notebook runs, nbval says.
+touches nothing. It goes as far as the first figure and the first exercise. That the rest of the
+notebook runs, nbval says.
 """
 
 import re
@@ -12,23 +12,11 @@ from dataclasses import dataclass, field
 import nbformat
 import pytest
 from jupyter_lab import ROOT, TOKEN, make_lab
-from nbformat.v4 import new_code_cell
 
 from lora_course.exercises.release import BEGIN, END, STUB
 
 NOTEBOOK = "01_rank_intuition"
 LIMIT = 120_000  # milliseconds for what takes 15 seconds: CI may be slow
-TRAINING_AND_SLIDER = """
-from lora_course.widgets import volume_knob
-from lora_lib import adapt, adapter_directory, load_adapter, load_pairs, load_pretrained
-from lora_lib import freeze_non_lora_params
-
-model, tokenizer = load_pretrained()
-load_adapter(model, adapter_directory("greek"))
-freeze_non_lora_params(model)
-adapt(model, tokenizer, load_pairs("greek", "train"), steps=20, lr=1e-3)
-volume_knob(model, tokenizer, ["Almaty", "Orlando"])
-"""
 
 
 def read(name: str) -> nbformat.NotebookNode:
@@ -53,7 +41,6 @@ class Visit:
     started: float  # when `make lab` was, on time.monotonic()'s clock
     first_figure: float = 0.0
     errors: list[str] = field(default_factory=list)  # of the page's console
-    bars: list[str] = field(default_factory=list)  # each state of a progress bar that was shown
 
     def complaints(self) -> list[str]:
         """Tracebacks and warnings: what stands on stderr and is no finished progress bar."""
@@ -68,7 +55,7 @@ def lab(tmp_path_factory):
     root, settings = tmp_path_factory.mktemp("course"), tmp_path_factory.mktemp("jupyter")
     (root / "notebooks").mkdir()
     notebook = read(NOTEBOOK)
-    notebook.cells = [*notebook.cells[:CUT], new_code_cell(TRAINING_AND_SLIDER)]
+    notebook.cells = notebook.cells[:CUT]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)
@@ -82,15 +69,6 @@ def lab(tmp_path_factory):
             yield address, start
 
 
-WATCH_BARS = """() => {
-  window.bars = []
-  const note = () => {
-    for (const bar of document.querySelectorAll('[data-mime-type$="jupyter.stderr"]'))
-      if (bar.textContent.trim()) window.bars.push(bar.textContent.trim())
-  }
-  new MutationObserver(note).observe(document.body, {childList: true, subtree: true,
-                                                     characterData: true})
-}"""
 ALL_RUN = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
   .every(prompt => /^\\[\\d+\\]:$/.test(prompt.textContent.trim()))"""
 # The index of the cell of each figure that can be seen.
@@ -98,12 +76,6 @@ FIGURES = """() => [...document.querySelectorAll('.jp-Notebook-cell')].flatMap((
   [...cell.querySelectorAll('.jp-OutputArea-output img')]
     .filter(image => image.complete && image.naturalWidth > 100 && image.clientWidth > 100)
     .map(() => index))"""
-# What stands beside a slider, less its numbers: the names that the model writes.
-NAMES = """cell => {
-  const output = cell.querySelector('.jp-OutputArea').cloneNode(true)
-  output.querySelectorAll('.widget-slider').forEach(slider => slider.remove())
-  return output.textContent.replace(/[0-9.,%]+/g, '')
-}"""
 
 
 def wait_for(page, script: str) -> None:
@@ -121,17 +93,15 @@ def visit(browser, lab):
     page.on("console", lambda m: m.type == "error" and it.errors.append(f"{m.text} {m.location}"))
     page.on("pageerror", lambda error: it.errors.append(str(error)))
     page.goto(f"{address}/?token={TOKEN}")  # `make lab` itself leads to notebook 01
-    page.wait_for_function(f"document.querySelectorAll('.jp-Notebook-cell').length == {CUT + 1}")
+    page.wait_for_function(f"document.querySelectorAll('.jp-Notebook-cell').length == {CUT}")
     idle = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
     page.wait_for_selector(idle, timeout=LIMIT)
-    page.evaluate(WATCH_BARS)
     page.locator("#jp-MainMenu").get_by_text("Run", exact=True).click()
     page.locator(".lm-Menu").get_by_text("Run All Cells", exact=True).click()
     wait_for(page, f"() => ({FIGURES})().length")
     it.first_figure = time.monotonic()
     wait_for(page, ALL_RUN)
     page.wait_for_selector(idle, timeout=LIMIT)
-    it.bars = page.evaluate("window.bars")
     yield it
     page.close()
 
@@ -154,24 +124,6 @@ def test_a_figure_has_its_caption_below_and_its_alt_text_beside_it(visit):
         caption.scroll_into_view_if_needed()
         expect(caption).to_have_text(re.compile(r"\w+( \S+){4}"), use_inner_text=True)
         assert caption.get_attribute("aria-label") == alt
-
-
-def test_progress_bars_move_and_finish(visit):
-    shares = [int(share) for bar in visit.bars for share in re.findall(r"(\d+)%", bar)]
-    assert len(set(shares)) >= 3 and max(shares) > 90
-
-
-def test_a_slider_changes_what_is_written(visit):
-    cell = visit.page.locator(".jp-CodeCell", has=visit.page.locator(".widget-slider")).first
-    slider = cell.get_by_role("slider")
-    slider.scroll_into_view_if_needed()
-    written = [cell.evaluate(NAMES)]
-    for key in ("End", "Home"):
-        slider.press(key)
-        changed = f"([cell, before]) => ({NAMES})(cell) != before"
-        visit.page.wait_for_function(changed, arg=[cell.element_handle(), written[-1]])
-        written.append(cell.evaluate(NAMES))
-    assert len(set(written)) == 3
 
 
 def test_an_exercise_turns_from_not_attempted_to_right(visit):

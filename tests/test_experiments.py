@@ -4,7 +4,6 @@ recorded run comes out again."""
 import itertools
 import json
 import math
-import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -146,27 +145,14 @@ def test_the_plan_tunes_first_then_does_every_seed_and_ends():
 # --- sweeps --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(tmp_path):
-    shutil.copy(RESULTS / "runs.csv", tmp_path)
-    return tmp_path
-
-
-def test_a_sweep_does_not_repeat_what_is_recorded(folder):
-    before = (folder / "runs.csv").read_bytes()
-    sweep([QUESTIONS["rank"]], folder, workers=1, device="cpu")
-    assert (folder / "runs.csv").read_bytes() == before
-
-
 @pytest.mark.parametrize("lost", [1, 40, 180])  # of the characters of the last row
-def test_a_sweep_that_was_killed_in_the_middle_of_a_row_loses_that_row_alone(folder, lost):
-    path = folder / "runs.csv"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-lost])
-    assert load_table("runs", folder).equals(RUNS[:-1])  # whoever only reads is not misled
-    assert open_table(folder).read_bytes() == whole[: whole[:-1].rfind(b"\n") + 1]
+def test_a_sweep_that_was_killed_in_the_middle_of_a_row_loses_that_row_alone(tmp_path, lost):
+    whole = (RESULTS / "runs.csv").read_bytes()
+    (tmp_path / "runs.csv").write_bytes(whole[:-lost])
+    assert load_table("runs", tmp_path).equals(RUNS[:-1])  # whoever only reads is not misled
+    assert open_table(tmp_path).read_bytes() == whole[: whole[:-1].rfind(b"\n") + 1]
     [missing] = recorded_settings(RUNS[-1:])
-    assert missing in plan(load_table("runs", folder), QUESTIONS.values())
+    assert missing in plan(load_table("runs", tmp_path), QUESTIONS.values())
 
 
 def test_a_sweep_makes_what_is_missing_in_a_table_of_its_own(tmp_path, monkeypatch):

@@ -172,9 +172,6 @@ def test_every_table_is_whole_with_five_seeds_at_the_chosen_rates():
         assert list(rate) == [chosen_rate(RUNS, method(name))]
     tracks = load_table("forgetting")
     assert set(tracks.step) == {*MEASURED_AT, 500} and list(tracks)[-4:] == ["learned", *SKILLS]
-    for (name, rate), lr in tracks.groupby(["setting", "rate"]).lr.unique().items():
-        own, full = chosen_rate(RUNS, SETTINGS[name]), chosen_rate(RUNS, method("full"))
-        assert list(lr) == [{"chosen": own, "half": own / 2, "full's": full}[rate]]
 
 
 # --- slices of it, computed again ----------------------------------------------------------------
