@@ -7,8 +7,17 @@ import torch
 from torch import nn
 
 from lora_course.experiments import timed_models, timing
-from lora_course.experiments.timed_models import METHODS, SEVEN_B, Case, build, make, methods
-from lora_course.experiments.timing import FULL, load_timing, measure, measure_full, record
+from lora_course.experiments.timed_models import (
+    FULL,
+    METHODS,
+    SEVEN_B,
+    SEVEN_B_CASES,
+    Case,
+    build,
+    make,
+    methods,
+)
+from lora_course.experiments.timing import load_timing, measure, record
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 
 CPU = torch.device("cpu")
@@ -84,10 +93,9 @@ def test_every_kind_of_case_is_measured_and_its_rows_are_replaced(tmp_path):
     kinds += [replace(STACK, dtype="bfloat16", dropout=0.1)]
     for case in (*kinds, again):
         record(measure(case, CPU, seconds=0, at_least=1), facts, path)
-    for method in FULL:
-        record(measure_full(WHOLE, method, CPU, seconds=0), facts, path)
+    record(measure(WHOLE, CPU, seconds=0, at_least=1, chosen=FULL[1:]), facts, path)
     table = load_timing(path)
-    assert len(table) == sum(len(methods(case)) for case in kinds) + len(FULL)
+    assert len(table) == sum(len(methods(case)) for case in kinds) + 1
     assert (table["median_ms"] > 0).all() and table["torch"].notna().all()
 
 
@@ -110,11 +118,17 @@ def test_a_ratio_is_that_of_one_round_and_only_of_those_who_took_turns(tmp_path)
 
 def test_all_is_recorded_with_where_and_when():
     table = load_timing()
-    expected = [("CPU", case) for case in timing.cases(CPU)]
-    expected += [("GPU", case) for case in (*timing.cases(torch.device("cuda")), *timing.LARGE)]
-    in_turns = table[~table["method"].isin(FULL)].groupby(timing.CASE)["method"].agg(set)
-    assert in_turns.to_dict() == {(on, *astuple(case)): set(methods(case)) for on, case in expected}
-    assert set(FULL) < set(table["method"])
+    expected = {
+        ("CPU" if device == CPU else "GPU", *astuple(case), method)
+        for device in (CPU, torch.device("cuda"))
+        for case in timing.cases(device)
+        for method in methods(case)
+    }
+    expected |= {
+        ("GPU", *astuple(case), method) for case, chosen in SEVEN_B_CASES for method in chosen
+    }
+    assert set(map(tuple, table[[*timing.CASE, "method"]].values)) == expected
+    assert len(expected) == len(table)
     assert table[["date", "device", "torch", "peft", "threads"]].notna().all(axis=None)
     assert (table["ms"].notna() | table["failed"].notna()).all()
 

@@ -7,8 +7,8 @@ measured, its rows in the table of results are replaced.
 
 On a GPU, minutes. On a CPU it uses one thread and counts CPU time, so that what else the machine
 does matters little; a quarter of an hour and more. With `--seven-b` instead: LoRA on the shape of
-Llama-2-7B, and full fine-tuning of the deepest model of that width that fits into memory; minutes
-on a GPU of 80 GB. The rivals come with the extra `test`: `pip install -e .[test]`.
+Llama-2-7B, and full fine-tuning of as many blocks of it as 80 GB hold; minutes on such a GPU. The
+rivals come with the extra `test`: `pip install -e .[test]`.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import gc
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from lora_course.experiments.recording import provenance
 from lora_course.experiments.timed_models import (
-    SEVEN_B,
+    FULL,
+    SEVEN_B_CASES,
     Case,
     Pass,
     build,
@@ -246,7 +248,9 @@ def _kind(name: str, shapes: list, rank: int) -> str:
 # --- a case --------------------------------------------------------------------------------------
 
 
-def measure(case: Case, device: torch.device, seconds: float, at_least: int = 9) -> list[dict]:
+def measure(
+    case: Case, device: torch.device, seconds: float, at_least: int = 9, chosen: Sequence[str] = ()
+) -> list[dict]:
     """A row for every method of a case; of one that needs too much memory, its row says so.
 
     They take turns for so many seconds, and at least so many rounds. Raises ValueError if two of
@@ -254,10 +258,10 @@ def measure(case: Case, device: torch.device, seconds: float, at_least: int = 9)
     """
     base, run = build(case, device), forward_pass(case, device)
     rows, steps, reference = {}, {}, None
-    for method in methods(case):
+    for method in chosen or methods(case):
         step = None
         free_memory(device)
-        rows[method] = {**asdict(case), "method": method}
+        rows[method] = {**asdict(case), "method": method, "ms": []}
         try:
             step = Step(make(method, base, case), case, run)
             if case.mode != "inference" and factors(step.model):
@@ -284,7 +288,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def cases(device: torch.device) -> list[Case]:
-    """All that is timed on a device but `LARGE`."""
+    """All that is timed on a device but seven billion parameters."""
     on_gpu = device.type == "cuda"
     stacks = [
         Case("projections", width, 1 if width > 1024 else 4, 16 if on_gpu else 1, dtype=dtype)
@@ -306,33 +310,6 @@ def cases(device: torch.device) -> list[Case]:
     ]
 
 
-# --- seven billion parameters --------------------------------------------------------------------
-
-LARGE = (SEVEN_B, replace(SEVEN_B, mode="checkpointed"))
-
-# How full fine-tuning may keep weights, gradients and Adam's two means. Products are computed in
-# bfloat16 either way.
-FULL = {"full, 16 bytes a parameter": "float32", "full, 8 bytes a parameter": "bfloat16"}
-
-
-def measure_full(case: Case, method: str, device: torch.device, seconds: float) -> list[dict]:
-    """A row for full fine-tuning, checkpointed, of as many of the model's blocks as memory holds.
-
-    Raises RuntimeError if not even one block fits.
-    """
-    for depth in range(case.depth, 0, -1):
-        free_memory(device)
-        smaller = replace(case, depth=depth, dtype=FULL[method], mode="checkpointed")
-        try:
-            model = build(smaller, device).requires_grad_()
-            step = Step(model, smaller, forward_pass(smaller, device))
-            row = {**asdict(smaller), "method": method, **sizes(step, device)}
-            return [row | {"ms": take_turns({method: step}, device, seconds)[method]}]
-        except torch.OutOfMemoryError:
-            model = step = None
-    raise RuntimeError("not even one block fits into this device's memory")
-
-
 # --- the table -----------------------------------------------------------------------------------
 
 
@@ -340,19 +317,17 @@ def record(rows: list[dict], facts: dict, path: Path = TABLE) -> None:
     """Put rows, each with the `facts` of this run, into the table, in place of those of the same
     case and method."""
     table = pd.DataFrame(rows).assign(**facts)
-    table["ms"] = table["ms"].map(lambda times: " ".join(map("{:.4g}".format, times)), "ignore")
+    table["ms"] = table["ms"].map(lambda times: " ".join(map("{:.4g}".format, times)))
     table = table.convert_dtypes()
     if path.exists():
         table = pd.concat([pd.read_csv(path, dtype_backend="numpy_nullable"), table])
-    same = [*CASE, "method"]
-    same.remove("depth")  # another GPU may hold a deeper model
-    table.drop_duplicates(same, keep="last").to_csv(path, index=False)
+    table.drop_duplicates([*CASE, "method"], keep="last").to_csv(path, index=False)
 
 
 def load_timing(path: Path = TABLE) -> pd.DataFrame:
     """A row for every case and method that was recorded: `ms` holds the milliseconds of its steps,
     round by round; bytes and flops are those of a step, KINDS milliseconds."""
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, dtype={"ms": str})
     table["ms"] = table["ms"].map(lambda text: np.array(text.split(), float), na_action="ignore")
     table["median_ms"] = table["ms"].map(np.median, na_action="ignore").astype(float)
     table["peak_bytes"] = table["resident_bytes"] + table["step_bytes"]
@@ -387,12 +362,9 @@ def main() -> None:
             parser.error("--seven-b needs a GPU, and PyTorch finds none")
         torch.set_num_threads(1)
     facts, seconds = this_run(device), 25 if device.type == "cpu" else 10
-    for case in LARGE if seven_b else cases(device):
-        print(case, flush=True)
-        record(measure(case, device, seconds), facts)
-    for method in FULL if seven_b else ():
-        print(method, flush=True)
-        record(measure_full(SEVEN_B, method, device, seconds), facts)
+    for case, chosen in SEVEN_B_CASES if seven_b else ((case, ()) for case in cases(device)):
+        print(case, *chosen, flush=True)
+        record(measure(case, device, seconds, chosen=chosen), facts)
 
 
 if __name__ == "__main__":
