@@ -118,8 +118,9 @@ def test_how_often_names_end_in_i_after_consonants_and_vowels():
      ("−0.5", "−0.5", True), ("12.5 %", "12.5 %", True), ("", "", True), ("r = 8", "r = 8", False),
      ("0.5 (0.4 to 0.6)", "0.5 (0.4 to 0.6)", False), ("—", "—", False), (None, "None", False)],
 )  # fmt: skip
-def test_numbers_stand_on_the_right_and_words_on_the_left(value, text, right):
-    head, cell = re.findall("<t[hd].*?</t[hd]>", tables.table_html(["x"], [[value]]))
+def test_numbers_stand_on_the_right_and_words_on_the_left(value, text, right, shown):
+    tables.show_table(["x"], [[value]])
+    head, cell = re.findall("<t[hd].*?</t[hd]>", shown[0])
     assert f">{text}</td>" in cell
     assert all(f"text-align:{'right' if right else 'left'}" in part for part in (head, cell))
 

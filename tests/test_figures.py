@@ -231,24 +231,6 @@ def test_energy_curves_mark_the_k90_of_the_library():
     assert (one.get_markevery(), flat.get_markevery()) == ([0], [8])  # k = 1 and k = 9
 
 
-def test_cut_and_trained_stand_at_the_same_ranks():
-    cut = [[0.0, 0.1], [0.2, 0.4], [0.5, 0.5]]
-    [ax] = figures.trained_or_cut([1, 8, 64], cut, trained={8: [0.5, 0.6], 2: [0.9]}).fig.axes
-    trained, curve = (line(ax, label) for label in names(ax.get_legend().get_texts()))
-    assert data(curve) == ([0, 1, 2], pytest.approx([0.05, 0.3, 0.5]))
-    assert data(trained) == ([1], pytest.approx([0.55]))
-    assert {"0.55", "0.30"} <= set(names(ax.texts))  # the two numbers at rank 8
-
-
-def test_the_figure_of_hyperparameters_counts_real_layers():
-    left, right = figures.visualize_lora_hyperparameters().fig.axes
-    ranks, counts = data(line(left, "LoRA factors"))
-    assert (ranks[2], counts[2]) == (4, 8 * 4 * 512)
-    assert line(left, "all of W_q and W_v").get_ydata()[0] == 8 * 256 * 256
-    alphas, scaling = data(line(right, "r = 8"))
-    assert scaling == pytest.approx([alpha / 8 for alpha in alphas])
-
-
 def test_a_star_stands_at_the_best_rate_of_each_rank_under_each_rule():
     rows = {
         "α = 2r": {1: {0.01: 0.9, 0.02: 0.8}, 64: {0.001: 0.5, 0.002: 0.6, 0.01: 1.5}},

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from lora_course import visualize_lora_hyperparameters
 from lora_lib import (
+    FeedForward,
     LoRALinear,
     SmallTransformer,
     SyntheticDataset,
@@ -41,6 +42,8 @@ def classifier() -> SmallTransformer:
 
 
 def test_part_3_the_counts_before_and_after():
+    assert FeedForward(8, 20, 0.3).linear1.out_features == 20
+    assert FeedForward(8, dropout=0.3).linear1.out_features == 4 * 8
     model = classifier()
     assert count_parameters(model) == 3_444_738
     model, layers = add_lora_to_model(model, rank=8, alpha=16.0, target_modules=("W_q", "W_v"))
