@@ -25,15 +25,13 @@ from lora_lib.injection import (
     unmerge_lora_weights,
 )
 from lora_lib.lora import LoRALinear, count_parameters, lora_layers
-from lora_lib.model import SmallTransformer
 from lora_lib.training import fit
 
 
 def plain(width=24):
     """Two blocks, three classes; the same weights every time. One layer is frozen beforehand, and
     one is in another mode than the rest."""
-    torch.manual_seed(0)
-    model = SmallTransformer(20, width, 2, 2, num_classes=3, max_len=8).eval()
+    model = tiny_models.small(width)
     model.blocks[0].feed_forward.linear1.requires_grad_(False)
     model.blocks[1].attention.W_q.train()
     return model

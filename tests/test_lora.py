@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from tiny_models import small
 from torch import nn
 
 from lora_lib.injection import (
@@ -15,19 +16,11 @@ from lora_lib.injection import (
     unmerge_lora_weights,
 )
 from lora_lib.lora import LoRALinear, count_parameters
-from lora_lib.model import SmallTransformer
 
 
 @pytest.fixture
 def model():
-    """A classifier of 24-wide layers, without dropout."""
-    torch.manual_seed(0)
-    return SmallTransformer(20, 24, 2, 2, num_classes=3, max_len=8, dropout=0.0).eval()
-
-
-@pytest.fixture
-def ids():
-    return torch.randint(20, (4, 8), generator=torch.Generator().manual_seed(0))
+    return small()
 
 
 @pytest.fixture

@@ -11,13 +11,12 @@ import tiny_models
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny_models import example, run, same
+from tiny_models import example, run, same, small
 from torch import nn
 
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
 from lora_lib.injection import add_lora_to_model
 from lora_lib.lora import LoRALinear, lora_layers
-from lora_lib.model import SmallTransformer
 from lora_lib.names import SCRIPTS
 from lora_lib.pretrained import adapter_directory, load_pretrained
 
@@ -148,12 +147,7 @@ def test_a_new_layer_draws_A_from_the_same_distribution_as_peft():
 # --- whole models: from here to PEFT, and back ---------------------------------------------------
 
 
-def ours():
-    torch.manual_seed(0)
-    return SmallTransformer(20, 24, 2, 2, num_classes=3, max_len=8).eval()
-
-
-MODELS = {"ours": ours, **{name: getattr(tiny_models, name) for name in (
+MODELS = {"ours": small, **{name: getattr(tiny_models, name) for name in (
     "bert", "distilbert", "llama", "gpt2", "vit", "nested", "ambiguous", "odd_names",
     "convolutional",
 )}}  # fmt: skip
@@ -238,7 +232,7 @@ def test_peft_loads_what_is_saved_here_and_what_it_saves_of_it_loads_here_again(
 
 def test_peft_trains_on_from_what_is_saved_here(set_factors, tmp_path):
     model, x, _ = trained("ours", dict(modules_to_save=("classifier",)), set_factors)
-    peft_model = in_peft(ours(), save_adapter(model, tmp_path / "a"), is_trainable=True)
+    peft_model = in_peft(small(), save_adapter(model, tmp_path / "a"), is_trainable=True)
     optimizer = torch.optim.SGD([p for p in peft_model.parameters() if p.requires_grad], lr=0.1)
     peft_model(x).square().mean().backward()
     optimizer.step()
@@ -259,10 +253,10 @@ def test_a_shipped_adapter_gives_the_same_bits_in_peft(script, tokenizer):
 
 def test_a_directory_that_still_says_all_linear_loads(set_factors, tmp_path):
     model, x, output = trained("ours", dict(target_modules="all-linear"), set_factors)
-    in_peft(ours(), save_adapter(model, tmp_path / "new")).save_pretrained(tmp_path)
+    in_peft(small(), save_adapter(model, tmp_path / "new")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"target_modules": "all-linear"}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
-    assert torch.equal(load_adapter(ours(), tmp_path)(x), output)
+    assert torch.equal(load_adapter(small(), tmp_path)(x), output)
 
 
 # --- whole models: what PEFT makes ---------------------------------------------------------------
@@ -314,17 +308,17 @@ class WithConvolution(nn.Module):
 
 
 REFUSED = [  # what PEFT is told, on which model, and the word in the refusal
-    (dict(target_modules=["W_q"], use_dora=True), ours, "use_dora is True"),
-    (dict(target_modules=["W_q"], bias="all"), ours, "bias is 'all'"),
-    (dict(target_modules=["W_q"], bias="lora_only"), ours, "bias is 'lora_only'"),
-    (dict(target_modules=["linear1"], lora_bias=True), ours, "lora_bias is True"),
-    (dict(target_modules=["W_q"], init_lora_weights="pissa"), ours, "init_lora_weights is 'pissa'"),
-    (dict(target_modules=["W_q"], init_lora_weights="olora"), ours, "init_lora_weights is 'olora'"),
+    (dict(target_modules=["W_q"], use_dora=True), small, "use_dora is True"),
+    (dict(target_modules=["W_q"], bias="all"), small, "bias is 'all'"),
+    (dict(target_modules=["W_q"], bias="lora_only"), small, "bias is 'lora_only'"),
+    (dict(target_modules=["linear1"], lora_bias=True), small, "lora_bias is True"),
+    (dict(target_modules=["W_q"], init_lora_weights="pissa"), small, "weights is 'pissa'"),
+    (dict(target_modules=["W_q"], init_lora_weights="olora"), small, "weights is 'olora'"),
     (dict(target_modules=["q_proj"], layers_to_transform=[0]), tiny_models.llama,
      "layers_to_transform is [0]"),
     (dict(target_modules=["q_proj"], layers_to_transform=0), tiny_models.llama,
      "missing base_model.model.model.layers.1"),
-    (dict(target_modules=["W_q"], trainable_token_indices={"token_embedding": [1]}), ours,
+    (dict(target_modules=["W_q"], trainable_token_indices={"token_embedding": [1]}), small,
      "trainable_token_indices is {'token_embedding': [1]}"),
     (dict(target_modules=["embed"]), WithConvolution, "'embed' is a Embedding"),
     (dict(target_modules=["conv"]), WithConvolution, "'conv' is a Conv1d"),
@@ -386,9 +380,9 @@ def test_a_pickled_file_is_read_and_code_in_it_never_runs(refuses, set_factors, 
     tensors = load_file(tmp_path / WEIGHTS_FILE)
     (tmp_path / WEIGHTS_FILE).unlink()
     torch.save(tensors, tmp_path / "adapter_model.bin")
-    assert torch.equal(load_adapter(ours(), tmp_path)(x), output)
+    assert torch.equal(load_adapter(small(), tmp_path)(x), output)
     torch.save(tensors | {"evil": Evil()}, tmp_path / "adapter_model.bin")
-    fresh = ours()
+    fresh = small()
     with refuses(fresh, ValueError, "holds more than tensors, and was not run"):
         load_adapter(fresh, tmp_path)
     assert not Evil.ran
