@@ -4,7 +4,6 @@ import json
 import math
 import re
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import tiny_models
@@ -24,25 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@contextmanager
-def no_warning_of_peft():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        # transformers speaks of its own future, whatever is loaded.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        yield
-
-
 def in_peft(base, directory, **how):
     """PEFT's model with the adapter in `directory`, as PEFT loads it, warnings being errors."""
-    with no_warning_of_peft():
-        return PeftModel.from_pretrained(
-            base, str(directory), autocast_adapter_dtype=False, **how
-        ).eval()
-
-
-def power_of_two(layer):
-    return math.frexp(layer.scaling)[0] == 0.5
+    with warnings.catch_warnings(action="error"):
+        # transformers speaks of its own future, whatever is loaded.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        how["autocast_adapter_dtype"] = False
+        return PeftModel.from_pretrained(base, str(directory), **how).eval()
 
 
 # --- one layer: outputs and gradients ------------------------------------------------------------
@@ -218,7 +205,7 @@ def test_peft_loads_what_is_saved_here_and_what_it_saves_of_it_loads_here_again(
             layer.lora_A.copy_(layer.lora_A.to(dtype))
             layer.lora_B.copy_(layer.lora_B.to(dtype))
     peft_model = in_peft(MODELS[name]().to(dtype), save_adapter(model, tmp_path / "a"))
-    if power_of_two(next(lora_layers(model))):
+    if math.frexp(next(lora_layers(model)).scaling)[0] == 0.5:  # a power of two
         assert torch.equal(run(peft_model, x), output)
     else:
         eps = torch.finfo(dtype).eps
