@@ -11,13 +11,9 @@ from lora_course.experiments.counting import (
     score,
 )
 from lora_course.results import load_table
-from lora_lib.names import Pair, load_pairs
+from lora_lib.names import Pair, load_pairs, nfd
 
 TOY = [Pair("sha", "ша"), Pair("shi", "ши"), Pair("sa", "са"), Pair("ha", "ха"), Pair("si", "си")]
-
-
-def nfd(text):
-    return unicodedata.normalize("NFD", text)
 
 
 @pytest.fixture(scope="module")
