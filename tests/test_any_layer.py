@@ -210,8 +210,8 @@ def test_a_layer_of_any_kind_computes_with_the_sum_and_travels(name, set_factors
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     with torch.no_grad():
         plain = run(model, x)
-        _, layers = add_lora_to_model(model, 4, 8.0, targets)
-        assert torch.equal(run(model, x), plain)
+        returned, layers = add_lora_to_model(model, 4, 8.0, targets)
+        assert returned is model and torch.equal(run(model, x), plain)
     assert targets != "all-linear" or [layer.original for layer in layers] == linear
     freeze_non_lora_params(set_factors(model, 0.2))
     assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())

@@ -52,6 +52,7 @@ def test_A_receives_no_gradient_on_the_very_first_step_and_W_never(x):
 
 def test_weight_is_that_which_the_layer_computes_with_and_bias_the_originals(set_factors, x):
     layer = layer_with(set_factors)
+    assert torch.equal(layer(input=x), layer(x))
     torch.testing.assert_close(layer.weight, layer.original.weight + layer.delta_weight())
     assert torch.equal(layer.weight, layer.merged_weight())
     layer.eval().merge()
