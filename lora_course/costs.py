@@ -1,12 +1,10 @@
-"""What a model costs: seconds; in training also bytes, and positions spent on padding."""
+"""What a model costs: seconds, and in training bytes."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-
-from lora_lib.tokens import Batch, Tokenizer
 
 
 def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
@@ -24,12 +22,6 @@ def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
         "optimizer state": size(state),
         "checkpoint": size(p for p in parameters if p.requires_grad),
     }
-
-
-def padding_fraction(batches: Sequence[Batch]) -> float:
-    """The part of all input positions that is padding."""
-    positions = sum(b.input_ids.numel() for b in batches)
-    return sum((b.input_ids == Tokenizer.PAD).sum().item() for b in batches) / positions
 
 
 def fastest_seconds(models: Mapping[str, Callable], *inputs, turns: int = 40) -> dict[str, float]:

@@ -38,8 +38,17 @@ def show_table(
 
     Text of any script is set in its own direction.
     """
+    # An interrupted run leaves rows short.
+    numbers = [
+        all(_is_number(x) for row in rows for x in row[i : i + 1]) for i in range(len(columns))
+    ]
+    head = "".join(
+        f"<th style='text-align:{'right' if number else 'left'}'>{html.escape(column)}</th>"
+        for column, number in zip(columns, numbers, strict=True)
+    )
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     mark = "recorded results" if recorded else ""
-    display(HTML(table_html(columns, rows, "; ".join(filter(None, (mark, caption))))))
+    display(HTML(_table(head, body, "; ".join(filter(None, (mark, caption))))))
 
 
 def show_names(
@@ -87,20 +96,6 @@ def _name_cell(script: str, town: str, name: str) -> str:
 RIGHT, WRONG = "#007A5A", "#B84A00"  # the colours of the marks
 _RIGHT = f" <span style='color:{RIGHT}' title='as recorded'>✓</span>"
 _WRONG = f" <span style='color:{WRONG}' title='not as recorded'>✗</span>"
-
-
-def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> str:
-    """The HTML of such a table."""
-    # An interrupted run leaves rows short.
-    numbers = [
-        all(_is_number(x) for row in rows for x in row[i : i + 1]) for i in range(len(columns))
-    ]
-    head = "".join(
-        f"<th style='text-align:{'right' if number else 'left'}'>{html.escape(column)}</th>"
-        for column, number in zip(columns, numbers, strict=True)
-    )
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-    return _table(head, body, caption)
 
 
 def _table(head: str, body: str, caption: str) -> str:

@@ -89,6 +89,12 @@ def tokenizer():
 
 
 @pytest.fixture
+def ids():
+    """Four sequences for `tiny_models.small`."""
+    return torch.randint(20, (4, 8), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
 def set_factors():
     """Give every LoRA factor a random value, as training would: ΔW is then not zero."""
 

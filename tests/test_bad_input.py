@@ -25,15 +25,13 @@ from lora_lib.injection import (
     unmerge_lora_weights,
 )
 from lora_lib.lora import LoRALinear, count_parameters, lora_layers
-from lora_lib.model import SmallTransformer
 from lora_lib.training import fit
 
 
 def plain(width=24):
     """Two blocks, three classes; the same weights every time. One layer is frozen beforehand, and
     one is in another mode than the rest."""
-    torch.manual_seed(0)
-    model = SmallTransformer(20, width, 2, 2, num_classes=3, max_len=8).eval()
+    model = tiny_models.small(width)
     model.blocks[0].feed_forward.linear1.requires_grad_(False)
     model.blocks[1].attention.W_q.train()
     return model
@@ -110,7 +108,6 @@ INJECTING = [
     (plain, inject(target_modules="W_q"), ValueError,
      r"target_modules is 'W_q'; give a list of names, such as \['W_q'\] or the word .all-linear"),
     (plain, inject(target_modules=None), ValueError, "target_modules is None; give a list"),
-    (plain, inject(target_modules=7), ValueError, "target_modules is 7; give a list"),
     (plain, inject(target_modules=[nn.Linear]), ValueError, "torch.*Linear'>,?.*; give a list"),
     (plain, inject(target_modules=[]), ValueError, rf"match nothing.* {re.escape(LINEAR)}"),
     (plain, inject(target_modules=["W_q", "W_x"]), ValueError,
@@ -119,9 +116,6 @@ INJECTING = [
     (plain, inject(target_modules=re.compile("W_q")), ValueError, "match nothing outside"),
     (plain, inject(target_modules=["W_q", "final_norm"]), TypeError,
      "target 'final_norm' is a LayerNorm; LoRA here adapts nn.Linear only"),
-    (plain, inject(target_modules=["attention"]), TypeError,
-     "target 'blocks.0.attention' is a MultiHeadAttention"),
-    (plain, inject(target_modules=["token_embedding"]), TypeError, "is a Embedding"),
     (tiny_models.shared_layer, inject(target_modules=["0"]), ValueError, "in several places"),
     (lambda: replaced_forward(plain()), inject(), TypeError, "W_q' was replaced on this one mod"),
     # modules to save
@@ -132,8 +126,6 @@ INJECTING = [
      r"modules_to_save \['head'\] match no module; at the top are: .*final_norm, classifier"),
     (plain, inject(target_modules=["classifier"], modules_to_save=["classifier"]), ValueError,
      r"match nothing outside modules_to_save \('classifier',\)"),
-    (plain, inject(modules_to_save=["norm1", "embeddings"]), ValueError,
-     r"\['embeddings'\] match no module"),
     (tiny_models.distilbert,
      inject(target_modules=["pre_classifier"], modules_to_save=["classifier"]), ValueError,
      r"match nothing outside modules_to_save \('classifier',\)"),
@@ -214,10 +206,8 @@ LOADING = [
     (adapted, lambda d: (d / WEIGHTS_FILE).unlink(), FileNotFoundError, f"no {WEIGHTS_FILE}"),
     (plain, pickled, ValueError, "damaged|holds more than tensors, and was not run"),
     (plain, content(WEIGHTS_FILE, pickle.dumps({KEY: 1})), ValueError, "damaged.*save it anew"),
-    (plain, content(WEIGHTS_FILE, b""), ValueError, "damaged.*save it anew"),
     (adapted, cut(WEIGHTS_FILE, 50), ValueError, "damaged.*save it anew"),
     (plain, cut(WEIGHTS_FILE, -1), ValueError, "damaged.*save it anew"),
-    (plain, cut(CONFIG_FILE, 0), ValueError, "damaged.*save it anew"),
     (adapted, cut(CONFIG_FILE, 50), ValueError, "damaged.*save it anew"),
     (plain, content(CONFIG_FILE, b"\xff\xfe"), ValueError, "damaged.*save it anew"),
     (plain, content(CONFIG_FILE, b"[1, 2]"), ValueError, "is not a JSON object"),
@@ -226,9 +216,7 @@ LOADING = [
     (plain, config(r="left out"), ValueError, "rank is None; it must be a positive integer"),
     *((plain, config(**{key: value}), ValueError, f"{name} is {value!r}; it must be {rule}")
       for key, (name, (value, *_), rule) in zip(KEYS, NUMBERS, strict=True)),
-    (adapted, config(r="4"), ValueError, "rank is '4'; it must be a positive integer"),
     (plain, config(target_modules=None), ValueError, "target_modules is None; give a list"),
-    (plain, config(target_modules=[1]), ValueError, r"target_modules is \(1,\); give a list"),
     (plain, config(target_modules=["W_x"]), ValueError, r"\['W_x'\] match nothing"),
     (plain, config(target_modules="W_q"), ValueError, "'W_q'.* match nothing"),  # PEFT: a pattern
     (plain, config(target_modules="W_(q"), ValueError, "unterminated subpattern"),
@@ -241,10 +229,8 @@ LOADING = [
     (plain, config(exclude_modules=".*"), ValueError, "match nothing"),
     (plain, config(rank_pattern={"W_q": 0}), ValueError, "rank is 0; it must be a positive"),
     (plain, config(rank_pattern={"W_q": 2}), ValueError, r"\(4, 24\), the model needs \(2, 24\)"),
-    (plain, config(rank_pattern={"(": 2}), ValueError, "unterminated subpattern"),
     (plain, config(use_something_new=True), ValueError, "use_something_new is True"),
     (plain, config(output_scale=0.5), ValueError, "output_scale is 0.5, which this library lacks"),
-    (plain, config(lora_variant="new"), ValueError, "lora_variant is 'new', which this library"),
     (plain, config(layers_to_transform=0), ValueError, "layers_to_transform is 0, which this"),
     (plain, config(r=10**13), ValueError, r"\(4, 24\), the model needs \(10000000000000, 24\)"),
     (lambda: add_lora_to_model(plain(), 2, modules_to_save=["classifier"])[0], config(r=2),

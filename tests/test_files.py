@@ -1,13 +1,10 @@
 """Saving is atomic: whatever happens while an adapter is written, one can still be loaded."""
 
 import io
-import itertools
 import json
 import multiprocessing
 import os
-import random
 import sys
-import time
 
 import pytest
 import tiny_models
@@ -111,11 +108,6 @@ def start(function, *arguments):
     return process
 
 
-def save_for_ever(directory):
-    for value in itertools.count(2):
-        save_adapter(adapter(float(value)), directory)
-
-
 def save_and_die(directory, rank, moment):
     """Die at the n-th time that a file is opened, written out or moved."""
     left = [moment]
@@ -135,30 +127,6 @@ def save_and_die(directory, rank, moment):
         setattr(os, name, deadly(getattr(os, name)))
     save_adapter(model, directory)
     os._exit(0)
-
-
-@needs_fork
-def test_a_process_killed_at_any_moment_leaves_one_of_the_two_adapters(tmp_path):
-    save_adapter(adapter(1.0), tmp_path)
-    generator, found = random.Random(0), set()
-
-    def written():
-        return (tmp_path / WEIGHTS_FILE).stat().st_mtime_ns
-
-    def wait_for_a_save():
-        before, give_up = written(), time.monotonic() + 30
-        while written() == before and time.monotonic() < give_up:
-            time.sleep(0.001)
-
-    for _ in range(30):
-        process = start(save_for_ever, tmp_path)
-        for _ in range(generator.randint(1, 4)):  # a busy machine is slow
-            wait_for_a_save()
-        time.sleep(generator.uniform(0, 0.03))
-        process.kill()
-        process.join()
-        found.add(value_in(tmp_path))
-    assert len(found) > 3
 
 
 @needs_fork

@@ -1,12 +1,93 @@
-"""`make lab` opens the learner's own copy of the course, and nothing of it is ever lost."""
+"""A learner's visit: `make lab`, and the beginning of notebook 01 run from the menu, in a browser.
+
+The server of the visit has a copy without outputs, so that every figure on the page was drawn
+there, and saving touches nothing. It goes as far as the first figure and the first exercise. That
+the rest of the notebook runs, nbval says.
+"""
 
 import json
+import os
+import re
 import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import nbformat
 import pytest
-from jupyter_lab import TOKEN, fetch, make_lab
 
-from lora_course.my_copy import ROOT, copy_missing, give_back
+from lora_course.exercises.release import BEGIN, END, STUB
+from lora_course.my_copy import copy_missing, give_back
+
+ROOT = Path(__file__).parent.parent
+TOKEN = "learner"
+NOTEBOOK = "01_rank_intuition"
+LIMIT = 120_000  # milliseconds for what takes 15 seconds: CI may be slow
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+CELLS = read(NOTEBOOK).cells
+FIGURE_CELLS = [
+    n
+    for n, cell in enumerate(CELLS)
+    if any("image/png" in output.get("data", ()) for output in cell.get("outputs", ()))
+]
+EXERCISE_CELL = next(n for n, cell in enumerate(CELLS) if STUB in cell.source)
+CUT = max(FIGURE_CELLS[0], EXERCISE_CELL) + 1  # the copy ends before this cell
+
+
+@contextmanager
+def make_lab(settings: Path, *arguments: str) -> Iterator[str]:
+    """The address of a server that answers; it keeps everything of its own in `settings`."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    own = {f"JUPYTER_{name}_DIR": str(settings / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    arguments = ("--no-browser", f"--port={port}", f"--IdentityProvider.token={TOKEN}", *arguments)
+    process = subprocess.Popen(
+        ["make", "lab", f"LAB_ARGS={' '.join(arguments)}"],
+        cwd=ROOT,
+        env=os.environ | own,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait_for(address)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)  # the server ends its kernels, and make waits for it
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_for(address: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            fetch(f"{address}/api")
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "JupyterLab did not answer within a minute"
+            time.sleep(0.2)
+
+
+def fetch(address: str) -> bytes:
+    with urllib.request.urlopen(address, timeout=10) as response:
+        return response.read()
 
 
 def test_make_lab_answers_on_its_page_within_a_minute(tmp_path):
@@ -32,3 +113,115 @@ def test_a_learners_notebook_is_left_alone_and_kept_when_it_is_given_back(tmp_pa
     for wrong in ("0", "9"):
         with pytest.raises(ValueError, match="the name of one notebook"):
             give_back(wrong, tmp_path)
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+
+@dataclass
+class Visit:
+    """The notebook open in the browser, all its cells run."""
+
+    page: object
+    started: float  # when `make lab` was, on time.monotonic()'s clock
+    first_figure: float = 0.0
+    errors: list[str] = field(default_factory=list)  # of the page's console
+
+    def complaints(self) -> list[str]:
+        """Tracebacks and warnings: what stands on stderr."""
+        output = self.page.locator('[data-mime-type="application/vnd.jupyter.stderr"]')
+        return output.all_text_contents()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """(address, when `make lab` was started), with a cache that is still empty."""
+    root, settings = tmp_path_factory.mktemp("course"), tmp_path_factory.mktemp("jupyter")
+    (root / "my").mkdir()
+    notebook = read(NOTEBOOK)
+    notebook.cells = notebook.cells[:CUT]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+    nbformat.write(notebook, root / "my" / f"{NOTEBOOK}.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LORA_LIB_STRICT", raising=False)  # as a learner has it
+        patch.setenv("LORA_LIB_CACHE", str(settings / "cache"))
+        start = time.monotonic()
+        own = [f"--LabApp.{name}_dir={settings / name}" for name in ("workspaces", "user_settings")]
+        with make_lab(settings, f"--ServerApp.root_dir={root}", *own) as address:
+            yield address, start
+
+
+ALL_RUN = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
+  .every(prompt => /^\\[\\d+\\]:$/.test(prompt.textContent.trim()))"""
+# The index of the cell of each figure that can be seen.
+FIGURES = """() => [...document.querySelectorAll('.jp-Notebook-cell')].flatMap((cell, index) =>
+  [...cell.querySelectorAll('.jp-OutputArea-output img')]
+    .filter(image => image.complete && image.naturalWidth > 100 && image.clientWidth > 100)
+    .map(() => index))"""
+
+
+def wait_for(page, script: str) -> None:
+    """Until it is true, or a cell has failed: then the later ones never run."""
+    failed = "document.querySelector('.jp-Notebook').textContent.includes('Traceback (most')"
+    page.wait_for_function(f"({script})() || {failed}", timeout=LIMIT)
+
+
+@pytest.fixture(scope="module")
+def visit(browser, lab):
+    address, started = lab
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.set_default_timeout(60_000)
+    it = Visit(page, started)
+    page.on("console", lambda m: m.type == "error" and it.errors.append(f"{m.text} {m.location}"))
+    page.on("pageerror", lambda error: it.errors.append(str(error)))
+    page.goto(f"{address}/?token={TOKEN}")  # `make lab` itself leads to notebook 01
+    page.wait_for_function(f"document.querySelectorAll('.jp-Notebook-cell').length == {CUT}")
+    idle = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
+    page.wait_for_selector(idle, timeout=LIMIT)
+    page.locator("#jp-MainMenu").get_by_text("Run", exact=True).click()
+    page.locator(".lm-Menu").get_by_text("Run All Cells", exact=True).click()
+    wait_for(page, f"() => ({FIGURES})().length")
+    it.first_figure = time.monotonic()
+    wait_for(page, ALL_RUN)
+    page.wait_for_selector(idle, timeout=LIMIT)
+    yield it
+    page.close()
+
+
+def test_make_lab_leads_to_a_figure_within_90_seconds_and_every_cell_runs(visit):
+    assert visit.page.url.endswith(f"/lab/tree/my/{NOTEBOOK}.ipynb")
+    assert visit.first_figure - visit.started < 90
+    assert (visit.complaints(), visit.errors) == ([], [])
+    assert visit.page.evaluate(FIGURES) == [n for n in FIGURE_CELLS if n < CUT]
+
+
+def test_a_figure_has_its_caption_below_and_its_alt_text_beside_it(visit):
+    """JupyterLab gives an image of a notebook no alt text, and cleans what is shown."""
+    from playwright.sync_api import expect
+
+    for n in (n for n in FIGURE_CELLS if n < CUT):
+        [alt] = [output.metadata["image/png"]["alt"] for output in CELLS[n].outputs
+                 if "image/png" in output.get("data", ())]  # fmt: skip
+        caption = visit.page.locator(".jp-Notebook-cell").nth(n).locator("[role=img][aria-label]")
+        caption.scroll_into_view_if_needed()
+        expect(caption).to_have_text(re.compile(r"\w+( \S+){4}"), use_inner_text=True)
+        assert caption.get_attribute("aria-label") == alt
+
+
+def test_an_exercise_turns_from_not_attempted_to_right(visit):
+    solutions = {c.id: c.source for c in read("solutions/01_to_06_solutions").cells}
+    lines = solutions[CELLS[EXERCISE_CELL].id].split("\n")
+    inside = [line.strip() for line in lines]
+    cell = visit.page.locator(".jp-Notebook-cell").nth(EXERCISE_CELL)
+    assert cell.locator(".jp-OutputArea").text_content().startswith("Not attempted yet.")
+    cell.locator(".cm-line", has_text=STUB).click()
+    keyboard = visit.page.keyboard
+    keyboard.press("Home")  # behind the indent
+    keyboard.press("Shift+End")
+    keyboard.insert_text("\n".join(lines[inside.index(BEGIN) + 1 : inside.index(END)]).lstrip())
+    keyboard.press("Shift+Enter")
+    output = cell.locator(".jp-OutputArea", has_text=re.compile("^(?!Not attempted yet)."))
+    output.wait_for()
+    assert output.text_content().startswith("Right.")

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from lora_course import visualize_lora_hyperparameters
 from lora_lib import (
+    FeedForward,
     LoRALinear,
     SmallTransformer,
     SyntheticDataset,
@@ -31,7 +32,8 @@ def test_part_2_the_layer_starts_as_nothing_and_trains_little():
     linear = torch.nn.Linear(768, 768, bias=False)
     layer, x = LoRALinear(linear, rank=8, alpha=16.0), torch.randn(4, 768)
     assert torch.equal(layer(x), linear(x))
-    assert layer.num_trainable_params == 12_288 and layer.scaling == 2
+    assert (layer.num_trainable_params, layer.num_total_params) == (12_288, 589_824 + 12_288)
+    assert layer.scaling == 2
     assert 1 - layer.num_trainable_params / linear.weight.numel() == pytest.approx(0.9792, abs=5e-5)
 
 
@@ -40,6 +42,8 @@ def classifier() -> SmallTransformer:
 
 
 def test_part_3_the_counts_before_and_after():
+    assert FeedForward(8, 20, 0.3).linear1.out_features == 20
+    assert FeedForward(8, dropout=0.3).linear1.out_features == 4 * 8
     model = classifier()
     assert count_parameters(model) == 3_444_738
     model, layers = add_lora_to_model(model, rank=8, alpha=16.0, target_modules=("W_q", "W_v"))

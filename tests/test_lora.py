@@ -1,12 +1,11 @@
 import copy
-import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
-import torch.nn.functional as F
+from tiny_models import small
 from torch import nn
 
 from lora_lib.injection import (
@@ -16,20 +15,12 @@ from lora_lib.injection import (
     unload_lora,
     unmerge_lora_weights,
 )
-from lora_lib.lora import LoRALinear, count_parameters, lora_layers
-from lora_lib.model import SmallTransformer
+from lora_lib.lora import LoRALinear, count_parameters
 
 
 @pytest.fixture
 def model():
-    """A classifier of 24-wide layers, without dropout."""
-    torch.manual_seed(0)
-    return SmallTransformer(20, 24, 2, 2, num_classes=3, max_len=8, dropout=0.0).eval()
-
-
-@pytest.fixture
-def ids():
-    return torch.randint(20, (4, 8), generator=torch.Generator().manual_seed(0))
+    return small()
 
 
 @pytest.fixture
@@ -48,36 +39,6 @@ def trainable(model):
 # --- the layer -----------------------------------------------------------------------------------
 
 
-def test_the_counts_of_the_lesson():
-    layer = LoRALinear(nn.Linear(768, 768, bias=False), rank=8, alpha=16.0)
-    assert (layer.num_trainable_params, layer.num_total_params) == (12_288, 589_824 + 12_288)
-    model, layers = add_lora_to_model(SmallTransformer(1000, 256, 4, 4, 2))
-    freeze_non_lora_params(model)
-    assert len(layers) == 8
-    assert count_parameters(model) == 3_477_506
-    assert count_parameters(model, only_trainable=True) == 32_768
-
-
-@pytest.mark.parametrize(
-    ("settings", "scaling"),
-    [
-        (dict(rank=4, alpha=12.0), 3.0),
-        (dict(rank=8, alpha=2.0), 0.25),
-        (dict(rank=4, alpha=12.0, use_rslora=True), 6.0),
-        (dict(rank=2, alpha=3, use_rslora=True), 3 / math.sqrt(2)),
-    ],
-)
-def test_the_output_is_that_of_W_plus_s_B_A(set_factors, x, settings, scaling):
-    layer = layer_with(set_factors, **settings)
-    change = scaling * layer.lora_B @ layer.lora_A
-    assert layer.scaling == pytest.approx(scaling)
-    torch.testing.assert_close(layer.delta_weight(), change)
-    expected = F.linear(x, layer.original.weight + change, layer.original.bias)
-    torch.testing.assert_close(layer(x), expected)
-    torch.testing.assert_close(layer(x[2]), expected[2])
-    assert (layer(x) - layer.original(x)).abs().max() > 0.01
-
-
 def test_A_receives_no_gradient_on_the_very_first_step_and_W_never(x):
     layer = LoRALinear(nn.Linear(12, 7))
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -91,6 +52,7 @@ def test_A_receives_no_gradient_on_the_very_first_step_and_W_never(x):
 
 def test_weight_is_that_which_the_layer_computes_with_and_bias_the_originals(set_factors, x):
     layer = layer_with(set_factors)
+    assert torch.equal(layer(input=x), layer(x))
     torch.testing.assert_close(layer.weight, layer.original.weight + layer.delta_weight())
     assert torch.equal(layer.weight, layer.merged_weight())
     layer.eval().merge()
@@ -122,14 +84,6 @@ def test_numbers_of_other_libraries_become_pythons():
 
 
 # --- injection and freezing ----------------------------------------------------------------------
-
-
-def test_injection_is_in_place_and_changes_no_output(model, ids):
-    before = model(ids)
-    same, layers = add_lora_to_model(model, target_modules="all-linear")
-    assert same is model
-    assert layers == list(lora_layers(model))
-    assert torch.equal(model(ids), before)
 
 
 @pytest.mark.parametrize(
@@ -255,14 +209,6 @@ def test_unloading_gives_back_the_very_same_modules_and_requires_grad(model, mer
     assert dict(model.named_modules()) == modules
     assert {name: p.requires_grad for name, p in model.named_parameters()} == grads
     assert "_lora_injection" not in vars(model)
-
-
-@pytest.mark.parametrize("merges", [0, 1, 2])
-def test_unloading_keeps_what_was_learned(adapted, ids, merges):
-    before = adapted(ids)
-    for _ in range(merges):
-        merge_lora_weights(adapted)
-    torch.testing.assert_close(unload_lora(adapted)(ids), before, atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("merge", [True, False])

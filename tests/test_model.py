@@ -7,12 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_course.experiments.pretrain import save_pretrained
-from lora_lib.lora import count_parameters
 from lora_lib.model import (
-    FeedForward,
     MultiHeadAttention,
     SmallTransformer,
-    TransformerBlock,
     classifier_from,
     default_device,
 )
@@ -43,35 +40,6 @@ def classifier():
 @pytest.fixture
 def ids():
     return torch.randint(5, VOCAB, (4, 10), generator=torch.Generator().manual_seed(0))
-
-
-def test_the_lessons_model_has_3_444_738_parameters():
-    assert count_parameters(SmallTransformer(1000, 256, 4, 4, 2)) == 3_444_738
-
-
-def test_attention_is_the_softmax_of_scaled_products_over_the_past():
-    torch.manual_seed(0)
-    attention, x = MultiHeadAttention(6, 1).eval(), torch.randn(1, 5, 6)
-    shapes = {name: tuple(p.shape) for name, p in attention.named_parameters()}
-    assert shapes == {f"W_{letter}.weight": (6, 6) for letter in "qkvo"}
-    q, k, v = attention.W_q(x), attention.W_k(x), attention.W_v(x)
-    future = torch.ones(5, 5).triu(1).bool()
-    weights = (q @ k.mT / 6**0.5).masked_fill(future, -torch.inf).softmax(dim=-1)
-    torch.testing.assert_close(attention(x), attention.W_o(weights @ v))
-
-
-def test_feed_forward_works_position_by_position_and_is_as_wide_as_asked():
-    layer, x = FeedForward(8).eval(), torch.randn(2, 5, 8)
-    torch.testing.assert_close(layer(x)[:, 2], layer(x[:, 2]))
-    assert layer.linear1.out_features == layer.linear2.in_features == 32
-    assert FeedForward(8, 20, 0.3).linear1.out_features == 20
-    assert FeedForward(8, dropout=0.3).dropout.p == 0.3
-
-
-def test_a_block_adds_attention_and_feed_forward_each_behind_a_norm():
-    block, x = TransformerBlock(8, 2).eval(), torch.randn(2, 5, 8)
-    y = x + block.attention(block.norm1(x))
-    torch.testing.assert_close(block(x), y + block.feed_forward(block.norm2(y)))
 
 
 def test_what_a_model_is_is_said_and_never_guessed_from_its_numbers(ids):
@@ -126,14 +94,6 @@ def test_a_sequence_longer_than_max_len_is_refused_also_if_it_grew_with_a_cache(
 def test_a_model_that_cannot_be_is_refused(build, words):
     with pytest.raises(ValueError, match=words):
         build()
-
-
-def test_dropout_acts_in_training_only_and_every_parameter_gets_a_gradient(classifier, ids):
-    assert torch.equal(classifier(ids), classifier(ids))
-    classifier.train()
-    assert not torch.equal(classifier(ids), classifier(ids))
-    classifier(ids).square().sum().backward()
-    assert all(p.grad is not None and p.grad.any() for p in classifier.parameters())
 
 
 @pytest.mark.parametrize("training", [False, True])

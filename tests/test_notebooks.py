@@ -31,18 +31,6 @@ def markdown(path) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
 
 
-def test_there_are_seven_notebooks_in_order():
-    assert [path.stem for path in SEVEN] == [
-        "01_rank_intuition",
-        "02_lora_from_scratch",
-        "03_lora_transformer",
-        "04_training",
-        "05_merging",
-        "06_hyperparameters",
-        "07_summary_and_exercises",
-    ]
-
-
 @by_name
 def test_a_notebook_was_executed_once_from_top_to_bottom_and_is_small(path):
     nbformat.validate(nbformat.read(path, as_version=4))

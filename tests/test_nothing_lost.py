@@ -8,7 +8,7 @@ import re
 import peft
 import pytest
 import torch
-from tiny_models import same
+from tiny_models import same, small
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -22,22 +22,11 @@ from lora_lib.injection import (
     unmerge_lora_weights,
 )
 from lora_lib.lora import lora_layers
-from lora_lib.model import SmallTransformer
-
-
-def plain(classes=3):
-    torch.manual_seed(0)
-    return SmallTransformer(20, 24, 2, 2, num_classes=classes, max_len=8).eval()
-
-
-@pytest.fixture
-def ids():
-    return torch.randint(20, (4, 8), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def adapted(set_factors):
-    model, _ = add_lora_to_model(plain(), 4, 8.0, modules_to_save=["classifier"])
+    model, _ = add_lora_to_model(small(), 4, 8.0, modules_to_save=["classifier"])
     freeze_non_lora_params(model)
     return set_factors(model)
 
@@ -105,7 +94,7 @@ WRAPPED = {
 def test_a_part_that_is_wrapped_later_keeps_its_names(adapted, ids, tmp_path, name):
     output = adapted(ids)
     WRAPPED[name](adapted)
-    loaded = load_adapter(plain(), save_adapter(adapted, tmp_path))
+    loaded = load_adapter(small(), save_adapter(adapted, tmp_path))
     assert torch.equal(loaded(ids), output)
     unload_lora(adapted, merge=False)
     assert not any(lora_layers(adapted))
@@ -116,22 +105,32 @@ def test_a_wrapper_of_all_may_stand_for_the_model(adapted, ids, tmp_path, wrap):
     output, wrapped = adapted(ids), wrap(adapted)
     freeze_non_lora_params(wrapped)
     unmerge_lora_weights(merge_lora_weights(wrapped))
-    assert torch.equal(load_adapter(plain(), save_adapter(wrapped, tmp_path))(ids), output)
+    assert torch.equal(load_adapter(small(), save_adapter(wrapped, tmp_path))(ids), output)
     unload_lora(wrapped)
     torch.testing.assert_close(adapted(ids), output, atol=1e-5, rtol=1e-4)
     assert all(p.requires_grad for p in adapted.parameters())
 
 
-def test_a_head_that_was_changed_inside_is_not_saved(refuses, adapted, tmp_path):
-    adapted.classifier = adapted.classifier
-    torch.nn.utils.parametrizations.weight_norm(adapted.classifier)
-    with refuses(adapted, ValueError, "'classifier'", "replaced, wrapped or changed"):
-        save_adapter(adapted, tmp_path / "never")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "classifier", nn.Linear(24, 5)),
+        lambda m: nn.utils.parametrizations.weight_norm(m.classifier),
+    ],
+    ids=["replaced", "changed inside"],
+)
+def test_a_head_that_is_another_now_is_not_trained_or_saved_unseen(
+    refuses, adapted, tmp_path, change
+):
+    change(adapted)
+    for act in (freeze_non_lora_params, lambda m: save_adapter(m, tmp_path / "never")):
+        with refuses(adapted, ValueError, "'classifier' in modules_to_save was replaced, wrapped"):
+            act(adapted)
     assert not (tmp_path / "never").exists()
 
 
 def test_an_attribute_of_the_models_own_is_left_alone(ids):
-    model = plain()
+    model = small()
     model.lora_config = model.config = "mine"
     add_lora_to_model(model)
     unload_lora(model)
@@ -158,7 +157,7 @@ def test_a_strength_that_was_turned_is_saved_and_reset_by_the_next_adapter(
         setattr(layer, name, value)
     assert not torch.equal(adapted(ids), outputs)
     second = save_adapter(adapted, tmp_path / "second")
-    torch.testing.assert_close(load_adapter(plain(), second)(ids), adapted(ids))
+    torch.testing.assert_close(load_adapter(small(), second)(ids), adapted(ids))
     assert torch.equal(load_adapter(adapted, first)(ids), outputs)
     assert list(lora_layers(adapted)) == layers
 
@@ -268,13 +267,13 @@ def test_a_load_that_is_interrupted_leaves_the_model_as_before(adapted, tmp_path
 def test_adapters_with_heads_are_swapped_without_a_trace(ids, set_factors, tmp_path, merged):
     outputs, directories = [], []
     for number in range(2):
-        model, _ = add_lora_to_model(plain(), 4, 8.0, modules_to_save=["classifier"])
+        model, _ = add_lora_to_model(small(), 4, 8.0, modules_to_save=["classifier"])
         freeze_non_lora_params(model)
         set_factors(model, 0.1 + number)
         nn.init.constant_(model.classifier.bias, 5.0 * number)
         directories.append(save_adapter(model, tmp_path / str(number)))
         outputs.append(model(ids))
-    model = plain()
+    model = small()
     base, state = model(ids), copy.deepcopy(model.state_dict())
     for number in (0, 1, 0):
         load_adapter(model, directories[number])
@@ -329,17 +328,8 @@ def test_a_graph_that_was_made_before_survives_the_look_at_the_base(adapted, ids
     assert adapted.classifier.weight.grad.any()
 
 
-@pytest.mark.parametrize(
-    "act", [freeze_non_lora_params, lambda m: save_adapter(m, "never written")]
-)
-def test_a_head_that_was_replaced_is_not_trained_or_saved_unseen(adapted, act):
-    adapted.classifier = nn.Linear(24, 5)
-    with pytest.raises(ValueError, match="'classifier' in modules_to_save was replaced"):
-        act(adapted)
-
-
 def test_whoever_still_holds_a_layer_gets_the_original(adapted, ids, set_factors):
-    model = plain()
+    model = small()
     model.alias = model.blocks[0].attention
     model.blocks[0].attention.twin = model.blocks[0].attention.W_k
     before = model(ids)
@@ -383,20 +373,13 @@ def test_under_inference_mode_tensors_are_made_that_train_later(adapted, ids, tm
 
 
 def test_a_model_made_under_inference_mode_merges_loads_and_unloads_there(ids, tmp_path):
-    adapted, _ = add_lora_to_model(plain(), modules_to_save=["classifier"])
+    adapted, _ = add_lora_to_model(small(), modules_to_save=["classifier"])
     directory = save_adapter(adapted, tmp_path)
     with torch.inference_mode():
-        model = plain()
+        model = small()
         before = model(ids)
         merge_lora_weights(load_adapter(model, directory))
         torch.testing.assert_close(model(ids), before)
         with adapter_disabled(model):
             assert torch.equal(model(ids), before)
         assert torch.equal(unload_lora(unmerge_lora_weights(model), merge=False)(ids), before)
-
-
-def test_a_home_directory_may_be_written_short(adapted, ids, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    save_adapter(adapted, "~/mine")
-    assert (tmp_path / "mine" / WEIGHTS_FILE).is_file()
-    assert torch.equal(load_adapter(plain(), "~/mine")(ids), adapted(ids))

@@ -1,24 +1,21 @@
-"""The same numbers as Hugging Face PEFT and loralib, and adapters that travel both ways."""
+"""The same numbers as Hugging Face PEFT, and adapters that travel both ways."""
 
 import json
 import math
 import re
 import warnings
-from contextlib import contextmanager
 
-import loralib
 import pytest
 import tiny_models
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny_models import example, run, same
+from tiny_models import example, run, same, small
 from torch import nn
 
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
 from lora_lib.injection import add_lora_to_model
 from lora_lib.lora import LoRALinear, lora_layers
-from lora_lib.model import SmallTransformer
 from lora_lib.names import SCRIPTS
 from lora_lib.pretrained import adapter_directory, load_pretrained
 
@@ -26,25 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@contextmanager
-def no_warning_of_peft():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        # transformers speaks of its own future, whatever is loaded.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        yield
-
-
 def in_peft(base, directory, **how):
     """PEFT's model with the adapter in `directory`, as PEFT loads it, warnings being errors."""
-    with no_warning_of_peft():
-        return PeftModel.from_pretrained(
-            base, str(directory), autocast_adapter_dtype=False, **how
-        ).eval()
-
-
-def power_of_two(layer):
-    return math.frexp(layer.scaling)[0] == 0.5
+    with warnings.catch_warnings(action="error"):
+        # transformers speaks of its own future, whatever is loaded.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        how["autocast_adapter_dtype"] = False
+        return PeftModel.from_pretrained(base, str(directory), **how).eval()
 
 
 # --- one layer: outputs and gradients ------------------------------------------------------------
@@ -103,21 +88,6 @@ def test_a_layer_computes_what_pefts_does(d_in, d_out, rank, scaling, use_rslora
             torch.testing.assert_close(a, b, atol=4 * unit, rtol=0)
 
 
-@pytest.mark.parametrize(("scaling", "d_in", "d_out", "rank"), [(s, *d) for s in (1, 3, 0.7)
-                                                                for d in SHAPES])  # fmt: skip
-def test_a_layer_computes_what_loralibs_does(scaling, d_in, d_out, rank):
-    ours, _, x = trio(d_in, d_out, rank, scaling * rank)
-    theirs = loralib.Linear(d_in, d_out, r=rank, lora_alpha=scaling * rank, merge_weights=False)
-    names = ("weight", "bias", "lora_A", "lora_B")
-    tensors = (ours.original.weight, ours.bias, ours.lora_A, ours.lora_B)
-    theirs.load_state_dict(dict(zip(names, tensors, strict=True)))
-    mine = outputs_and_gradients(ours, x, ours.lora_A, ours.lora_B)
-    loralibs = outputs_and_gradients(theirs, x, theirs.lora_A, theirs.lora_B)
-    assert (mine[0] - ours.original(x)).abs().max() > 0.01
-    for a, b in zip(mine, loralibs, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6 * b.abs().max().item(), rtol=0)
-
-
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_merging_computes_what_pefts_does_in_float32_and_better_in_half(dtype):
     ours, theirs, _ = trio(48, 32, 8, 16.0, dtype=dtype)
@@ -164,31 +134,19 @@ def test_a_new_layer_draws_A_from_the_same_distribution_as_peft():
 # --- whole models: from here to PEFT, and back ---------------------------------------------------
 
 
-def ours():
-    torch.manual_seed(0)
-    return SmallTransformer(20, 24, 2, 2, num_classes=3, max_len=8).eval()
-
-
-MODELS = {"ours": ours, **{name: getattr(tiny_models, name) for name in (
+MODELS = {"ours": small, **{name: getattr(tiny_models, name) for name in (
     "bert", "distilbert", "llama", "gpt2", "vit", "nested", "ambiguous", "odd_names",
     "convolutional",
 )}}  # fmt: skip
 CASES = [
     ("ours", dict(target_modules=("W_q", "W_v"))),
-    ("ours", dict(target_modules=("W_q",), rank=4, alpha=12.0)),
     ("ours", dict(target_modules=("blocks.0.attention.W_k", "blocks.1.feed_forward.linear1"))),
-    ("ours", dict(target_modules=("attention.W_k", "linear1"), modules_to_save=("classifier",))),
     ("ours", dict(target_modules=re.compile(r"blocks\.1\..*W_[qv]"))),
-    ("ours", dict(target_modules=("W_q",), rank=4, alpha=8.0, use_rslora=True)),
     ("ours", dict(target_modules=("W_q",), rank=3, alpha=5.0, use_rslora=True)),
     ("ours", dict(target_modules=("W_q",), dropout=0.1)),
     ("ours", dict(target_modules="all-linear")),
-    ("ours", dict(target_modules="all-linear", modules_to_save=("classifier",))),
     ("ours", dict(target_modules="all-linear", modules_to_save=("classifier", "final_norm"))),
-    ("bert", dict(target_modules=("query", "value"), modules_to_save=("classifier",))),
-    ("bert", dict(target_modules="all-linear")),
     ("bert", dict(target_modules="all-linear", modules_to_save=("classifier",))),
-    ("distilbert", dict(target_modules=("q_lin", "v_lin"), modules_to_save=("classifier",))),
     ("distilbert", dict(target_modules=("q_lin", "v_lin"),
                         modules_to_save=("classifier", "pre_classifier"))),
     ("llama", dict(target_modules=("q_proj", "v_proj"), rank=3, alpha=5.0)),
@@ -247,7 +205,7 @@ def test_peft_loads_what_is_saved_here_and_what_it_saves_of_it_loads_here_again(
             layer.lora_A.copy_(layer.lora_A.to(dtype))
             layer.lora_B.copy_(layer.lora_B.to(dtype))
     peft_model = in_peft(MODELS[name]().to(dtype), save_adapter(model, tmp_path / "a"))
-    if power_of_two(next(lora_layers(model))):
+    if math.frexp(next(lora_layers(model)).scaling)[0] == 0.5:  # a power of two
         assert torch.equal(run(peft_model, x), output)
     else:
         eps = torch.finfo(dtype).eps
@@ -261,26 +219,13 @@ def test_peft_loads_what_is_saved_here_and_what_it_saves_of_it_loads_here_again(
 
 def test_peft_trains_on_from_what_is_saved_here(set_factors, tmp_path):
     model, x, _ = trained("ours", dict(modules_to_save=("classifier",)), set_factors)
-    peft_model = in_peft(ours(), save_adapter(model, tmp_path / "a"), is_trainable=True)
+    peft_model = in_peft(small(), save_adapter(model, tmp_path / "a"), is_trainable=True)
     optimizer = torch.optim.SGD([p for p in peft_model.parameters() if p.requires_grad], lr=0.1)
     peft_model(x).square().mean().backward()
     optimizer.step()
     peft_model.save_pretrained(tmp_path / "b")
     load_adapter(model, tmp_path / "b")
     assert torch.equal(model(x), peft_model(x))
-
-
-def test_a_bf16_base_differs_by_rounding_where_peft_keeps_float32_factors(set_factors, tmp_path):
-    model, x, output = trained("llama", dict(target_modules=("q_proj", "v_proj")), set_factors,
-                               torch.bfloat16)  # fmt: skip
-    directory = save_adapter(model, tmp_path)
-    with no_warning_of_peft():
-        peft_model = PeftModel.from_pretrained(tiny_models.llama().bfloat16(), str(directory))
-    assert (
-        peft_model.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"].weight.dtype
-        == torch.float32
-    )
-    torch.testing.assert_close(run(peft_model.eval(), x), output, atol=0.03, rtol=0.03)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -293,31 +238,18 @@ def test_a_shipped_adapter_gives_the_same_bits_in_peft(script, tokenizer):
     assert torch.equal(in_peft(load_pretrained()[0], adapter_directory(script))(ids), adapted)
 
 
-def test_all_linear_is_written_as_paths_since_peft_would_leave_out_a_language_models_head(
-    set_factors, tmp_path
-):
-    model, _, _ = trained("llama", dict(target_modules="all-linear"), set_factors)
-    directory = save_adapter(model, tmp_path)
-    targets = json.loads((directory / CONFIG_FILE).read_text())["target_modules"]
-    assert len(targets) == 15 and "lm_head" in targets
-    theirs = get_peft_model(tiny_models.llama(), LoraConfig(target_modules="all-linear"))
-    assert len(theirs.peft_config["default"].target_modules) < 15
-
-
 def test_a_directory_that_still_says_all_linear_loads(set_factors, tmp_path):
     model, x, output = trained("ours", dict(target_modules="all-linear"), set_factors)
-    in_peft(ours(), save_adapter(model, tmp_path / "new")).save_pretrained(tmp_path)
+    in_peft(small(), save_adapter(model, tmp_path / "new")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"target_modules": "all-linear"}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
-    assert torch.equal(load_adapter(ours(), tmp_path)(x), output)
+    assert torch.equal(load_adapter(small(), tmp_path)(x), output)
 
 
 # --- whole models: what PEFT makes ---------------------------------------------------------------
 
 THEIRS = [
-    ("ours", dict(target_modules=["W_q", "linear1"])),
     ("ours", dict(target_modules=r".*\.W_[qv]")),
-    ("ours", dict(target_modules="all-linear")),
     ("ours", dict(target_modules="all-linear", modules_to_save=["classifier"])),
     ("ours", dict(target_modules=["W_v"], modules_to_save=["classifier"], lora_dropout=0.1)),
     ("ours", dict(target_modules=["W_q"], use_rslora=True)),
@@ -330,7 +262,6 @@ THEIRS = [
     ("gpt2", dict(target_modules=["c_attn", "lm_head"])),
     ("gpt2", dict(target_modules="all-linear", fan_in_fan_out=True)),
     ("llama", dict(target_modules=["lm_head", "q_proj"])),  # PEFT saves the base's lm_head too
-    ("bert", dict(target_modules="all-linear", task_type="SEQ_CLS")),
     ("bert", dict(target_modules=["query", "dense"], task_type="SEQ_CLS")),
     ("distilbert", dict(target_modules=["q_lin", "v_lin"], task_type="SEQ_CLS")),
     ("llama", dict(target_modules="all-linear", task_type="CAUSAL_LM")),
@@ -364,17 +295,17 @@ class WithConvolution(nn.Module):
 
 
 REFUSED = [  # what PEFT is told, on which model, and the word in the refusal
-    (dict(target_modules=["W_q"], use_dora=True), ours, "use_dora is True"),
-    (dict(target_modules=["W_q"], bias="all"), ours, "bias is 'all'"),
-    (dict(target_modules=["W_q"], bias="lora_only"), ours, "bias is 'lora_only'"),
-    (dict(target_modules=["linear1"], lora_bias=True), ours, "lora_bias is True"),
-    (dict(target_modules=["W_q"], init_lora_weights="pissa"), ours, "init_lora_weights is 'pissa'"),
-    (dict(target_modules=["W_q"], init_lora_weights="olora"), ours, "init_lora_weights is 'olora'"),
+    (dict(target_modules=["W_q"], use_dora=True), small, "use_dora is True"),
+    (dict(target_modules=["W_q"], bias="all"), small, "bias is 'all'"),
+    (dict(target_modules=["W_q"], bias="lora_only"), small, "bias is 'lora_only'"),
+    (dict(target_modules=["linear1"], lora_bias=True), small, "lora_bias is True"),
+    (dict(target_modules=["W_q"], init_lora_weights="pissa"), small, "weights is 'pissa'"),
+    (dict(target_modules=["W_q"], init_lora_weights="olora"), small, "weights is 'olora'"),
     (dict(target_modules=["q_proj"], layers_to_transform=[0]), tiny_models.llama,
      "layers_to_transform is [0]"),
     (dict(target_modules=["q_proj"], layers_to_transform=0), tiny_models.llama,
      "missing base_model.model.model.layers.1"),
-    (dict(target_modules=["W_q"], trainable_token_indices={"token_embedding": [1]}), ours,
+    (dict(target_modules=["W_q"], trainable_token_indices={"token_embedding": [1]}), small,
      "trainable_token_indices is {'token_embedding': [1]}"),
     (dict(target_modules=["embed"]), WithConvolution, "'embed' is a Embedding"),
     (dict(target_modules=["conv"]), WithConvolution, "'conv' is a Conv1d"),
@@ -436,9 +367,9 @@ def test_a_pickled_file_is_read_and_code_in_it_never_runs(refuses, set_factors, 
     tensors = load_file(tmp_path / WEIGHTS_FILE)
     (tmp_path / WEIGHTS_FILE).unlink()
     torch.save(tensors, tmp_path / "adapter_model.bin")
-    assert torch.equal(load_adapter(ours(), tmp_path)(x), output)
+    assert torch.equal(load_adapter(small(), tmp_path)(x), output)
     torch.save(tensors | {"evil": Evil()}, tmp_path / "adapter_model.bin")
-    fresh = ours()
+    fresh = small()
     with refuses(fresh, ValueError, "holds more than tensors, and was not run"):
         load_adapter(fresh, tmp_path)
     assert not Evil.ran

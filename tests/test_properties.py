@@ -89,7 +89,8 @@ def test_merged_and_unmerged_compute_the_same(model, layer):
     fill(add_lora_to_model(model, target_modules="all-linear", **layer)[0])
     unmerged = model(x)
     assert not torch.equal(next(lora_layers(model))(x), next(lora_layers(model)).original(x))
-    torch.testing.assert_close(merge_lora_weights(model)(x), unmerged, rtol=1e-8, atol=1e-8)
+    for fold in (merge_lora_weights, unload_lora):
+        torch.testing.assert_close(fold(model)(x), unmerged, rtol=1e-8, atol=1e-8)
 
 
 @given(models(), st.fixed_dictionaries(LAYER))

@@ -24,18 +24,6 @@ def matrix():
     return torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_simulated_change_of_rank_8_is_held_by_8_components():
-    torch.manual_seed(42)
-    values, energy = analyze_weight_change_rank(768, 768, 8)
-    assert len(values) == len(energy) == 768
-    assert energy[7] == pytest.approx(1, abs=1e-9)
-    assert energy[6] < 0.99
-    assert k90(values) <= 8
-    assert values[8] < 1e-6 * values[0]
-    values, energy = analyze_weight_change_rank(d_in=30, d_out=20, simulated_rank=5)
-    assert len(values) == len(energy) == 20
-
-
 @pytest.mark.parametrize(
     ("measure", "values", "expected"),
     [

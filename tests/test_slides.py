@@ -8,8 +8,6 @@ from pathlib import Path
 import make_slides
 import pytest
 
-CLASS = make_slides.class_notebook()
-
 
 def test_no_name_is_used_that_the_cells_of_the_class_do_not_define():
     """Those that are only run ("skip") among them."""

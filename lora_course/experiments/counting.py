@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from lora_course.experiments.recording import record_tables
-from lora_lib.names import SCRIPTS, Pair, load_pairs, load_spellings
+from lora_lib.names import SCRIPTS, Pair, load_pairs, load_spellings, nfd
 from lora_lib.scores import score_names
 
 MAX_IMAGE = 3  # target letters that one source letter may map to
@@ -43,18 +43,15 @@ class CountingTable:
         self.images = {window: images.most_common(1)[0][0] for window, images in counts.items()}
 
     def write(self, names: Sequence[str]) -> list[str]:
-        return [self._write(list(unicodedata.normalize("NFD", name))) for name in names]
+        return [self._write(nfd(name)) for name in names]
 
-    def _write(self, letters: list[str]) -> str:
+    def _write(self, letters: str) -> str:
         images = (self._image(letters, position) for position in range(len(letters)))
         return unicodedata.normalize("NFC", "".join(images))
 
-    def _image(self, letters: list[str], position: int) -> str:
-        for context in self.contexts:
-            image = self.images.get(_window(letters, position, context))
-            if image is not None:
-                return image
-        return ""
+    def _image(self, letters: str, position: int) -> str:
+        windows = (_window(letters, position, context) for context in self.contexts)
+        return next((self.images[window] for window in windows if window in self.images), "")
 
 
 def letter_table(pairs: Sequence[Pair]) -> CountingTable:
@@ -77,10 +74,7 @@ def _window(letters: Sequence[str], position: int, context: tuple[int, int]) -> 
 
 def align(pairs: Sequence[Pair], rounds: int = 5) -> list[Alignment]:
     """The best monotone alignment of every pair that has one (at most three letters for one)."""
-    split = [
-        (unicodedata.normalize("NFD", latin), unicodedata.normalize("NFD", target))
-        for latin, target in pairs
-    ]
+    split = [(nfd(latin), nfd(target)) for latin, target in pairs]
     split = [(s, t) for s, t in split if len(t) <= MAX_IMAGE * len(s)]
     alignments = [_proportional(s, t) for s, t in split]
     for _ in range(rounds):
@@ -139,14 +133,8 @@ def score(table: str, script: str, n_pairs: int | None) -> dict:
     """One table, learned from the first `n_pairs` training pairs (None: all), on test towns."""
     spellings = load_spellings(script, "test")
     written = TABLES[table](load_pairs(script, "train")[:n_pairs]).write(list(spellings))
-    exact_match, error_rate = score_names(written, spellings)
-    return {
-        "table": table,
-        "script": script,
-        "pairs": n_pairs,
-        "exact_match": exact_match,
-        "error_rate": error_rate,
-    }
+    scores = zip(("exact_match", "error_rate"), score_names(written, spellings), strict=True)
+    return {"table": table, "script": script, "pairs": n_pairs} | dict(scores)
 
 
 def main() -> None:

@@ -119,17 +119,11 @@ def minus_full(looks: pd.DataFrame, setting: str, rate: str, skill: str) -> Inte
 def main() -> None:
     runs = load_runs()
     rates = {name: chosen_rate(runs, run) for name, run in SETTINGS.items()}
-    settings = [
-        (name, words, share * rate)
-        for name, rate in rates.items()
-        for words, share in (("chosen", 1), ("half", 0.5))
-    ]
-    settings.append(("LoRA r=8", "full's", rates[FULL]))
-    keys = [
-        {"setting": name, "rate": words, "lr": lr, "seed": seed}
-        for seed in SEEDS
-        for name, words, lr in settings
-    ]
+    tried = [(name, "chosen", rate) for name, rate in rates.items()]
+    tried += [(name, "half", rate / 2) for name, rate in rates.items()]
+    tried.append(("LoRA r=8", "full's", rates[FULL]))
+    names = ("setting", "rate", "lr")
+    keys = [dict(zip(names, one, strict=True), seed=seed) for seed in SEEDS for one in tried]
     jobs = [replace(SETTINGS[k["setting"]], lr=k["lr"], seed=k["seed"]) for k in keys]
     tracks = in_parallel(measure, jobs, workers_argument(__doc__.splitlines()[0]))
     rows = [key | look for key, looks in zip(keys, tracks, strict=True) for look in looks]

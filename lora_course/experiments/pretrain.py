@@ -2,8 +2,7 @@
 
 It learns to write Latin names in Cyrillic and, where a tag asks for it, in Arabic, and to spell
 names of the other scripts alone, so that it knows their letters without knowing how to get there
-from Latin. Minutes on a GPU, some hours on two CPU cores; a run that was stopped goes on from its
-last checkpoint.
+from Latin. Minutes on a GPU, some hours on two CPU cores.
 
 The second script is there because it helps what is adapted later: with it, the mean exact match of
 the six adapted scripts rose in both of two pretraining seeds, most with few pairs.
@@ -12,6 +11,7 @@ the six adapted scripts rose in both of two pretraining seeds, most with few pai
 import argparse
 import json
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,16 +20,11 @@ from tqdm import tqdm
 
 from lora_course.experiments.recording import provenance
 from lora_lib.model import SmallTransformer, default_device
-from lora_lib.names import BASE_SCRIPT, SCRIPTS, SECOND_SCRIPT, cache_folder, load_pairs
+from lora_lib.names import BASE_SCRIPT, SCRIPTS, SECOND_SCRIPT, load_pairs
 from lora_lib.pretrained import BASE_FILE
-from lora_lib.scores import evaluate, language_model_loss
-from lora_lib.tokens import (
-    Example,
-    Tokenizer,
-    batches_by_length,
-    name_examples,
-    pair_examples,
-)
+from lora_lib.scores import evaluate
+from lora_lib.tokens import Example, Tokenizer, batches_by_length, name_examples, pair_examples
+from lora_lib.training import training_steps
 
 SHAPE = dict(d_model=128, n_heads=4, n_layers=4, max_len=96, dropout=0.1)
 STEPS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SEED = 24_000, 256, 2e-3, 0.05, 42
@@ -52,10 +47,8 @@ def training_examples(tokenizer: Tokenizer) -> list[Example]:
     return examples
 
 
-def pretrain(
-    checkpoint: Path, steps: int, device: torch.device
-) -> tuple[SmallTransformer, Tokenizer, dict]:
-    """Train for `steps` steps, going on from `checkpoint` where there is one."""
+def pretrain(steps: int, device: torch.device) -> tuple[SmallTransformer, Tokenizer, dict]:
+    """The model, trained for `steps` steps, its tokenizer and its configuration."""
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer()
     size = len(tokenizer)
@@ -67,37 +60,11 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=steps, pct_start=max(0.05, 2 / steps)
     )
-    state = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    done = _restore(checkpoint, state, device)
-    batches = batches_by_length(training_examples(tokenizer), BATCH_SIZE, seed=SEED + done)
-    model.train()
-    for step in tqdm(range(done, steps), initial=done, total=steps, desc="pretraining"):
-        loss = language_model_loss(model, next(batches))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    batches = islice(batches_by_length(training_examples(tokenizer), BATCH_SIZE, SEED), steps)
+    taken = training_steps(model.train(), batches, optimizer, max_norm=1.0)
+    for _ in tqdm(taken, total=steps, desc="pretraining"):
         schedule.step()
-        if (step + 1) % 1000 == 0:
-            _store(checkpoint, state, step + 1)
     return model.eval(), tokenizer, config
-
-
-def _store(checkpoint: Path, state: dict, steps: int) -> None:
-    partial = checkpoint.with_suffix(".partial")
-    torch.save(
-        {name: part.state_dict() for name, part in state.items()} | {"steps": steps}, partial
-    )
-    partial.replace(checkpoint)
-
-
-def _restore(checkpoint: Path, state: dict, device: torch.device) -> int:
-    if not checkpoint.is_file():
-        return 0
-    stored = torch.load(checkpoint, map_location=device, weights_only=True)
-    for name, part in state.items():
-        part.load_state_dict(stored[name])
-    return stored["steps"]
 
 
 def save_pretrained(
@@ -133,18 +100,15 @@ def record(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--checkpoint", type=Path, default=cache_folder() / "pretrain.pt")
     parser.add_argument("--out", type=Path, default=BASE_FILE)
     arguments = parser.parse_args()
-    arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     device = default_device()
     torch.backends.cuda.matmul.allow_tf32 = True
     start = time.time()
-    trained = pretrain(arguments.checkpoint, arguments.steps, device)
+    trained = pretrain(arguments.steps, device)
     facts = provenance("python -m lora_course.experiments.pretrain", device)
     facts |= {"steps": arguments.steps, "seconds": round(time.time() - start)}
     print(record(*trained, arguments.out, **facts))
-    arguments.checkpoint.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

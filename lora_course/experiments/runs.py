@@ -4,8 +4,9 @@
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain, repeat
 
 import pandas as pd
 import torch
@@ -18,7 +19,7 @@ from lora_lib.lora import count_parameters
 from lora_lib.model import SmallTransformer, classifier_from, default_device
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained, read_metadata
-from lora_lib.scores import accuracy, classification_loss, evaluate
+from lora_lib.scores import Scores, accuracy, classification_loss, evaluate
 from lora_lib.tasks import same_town_dataset, same_town_pairs
 from lora_lib.training import adamw, adapt, fit
 
@@ -60,14 +61,8 @@ class Run:
 CENTRE = Run()
 SETTINGS = [field.name for field in fields(Run)]
 SCORES = ["exact_match", "error_rate", "bits", "accuracy"]
-COLUMNS = [
-    *SETTINGS,
-    "trainable",
-    "device",
-    *(f"validation_{s}" for s in SCORES),
-    *SCORES,
-    "losses",
-]
+VALIDATION = [f"validation_{score}" for score in SCORES]
+COLUMNS = [*SETTINGS, "trainable", "device", *VALIDATION, *SCORES, "losses"]
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -84,14 +79,8 @@ def prepare_model(run: Run) -> tuple[SmallTransformer, object]:
         classifier_from(model, num_classes=2)
         heads = ("classifier",)
     if run.method.startswith("lora"):
-        _, layers = add_lora_to_model(
-            model,
-            run.rank,
-            run.alpha,
-            TARGETS[run.targets],
-            use_rslora=run.rslora,
-            modules_to_save=heads,
-        )
+        settings = dict(use_rslora=run.rslora, modules_to_save=heads)
+        _, layers = add_lora_to_model(model, run.rank, run.alpha, TARGETS[run.targets], **settings)
         freeze_non_lora_params(model)
         if run.method == "lora-b":
             for layer in layers:
@@ -114,32 +103,24 @@ def execute(run: Run, device: torch.device | None = None) -> dict:
         "trainable": count_parameters(model, only_trainable=True),
         "device": device.type,
     }
-    train_and_score = _classify if run.task == "same-town" else _write
+    if run.task == "same-town":
+        train_and_score, worst = _classify, {"accuracy": 0.0}
+    else:
+        train_and_score, worst = _write, Scores(0.0, math.inf, math.inf)._asdict()
     try:
         losses, validation, test = train_and_score(run, model, tokenizer)
     except FloatingPointError:
-        validation = test = (
-            {"accuracy": 0.0}
-            if run.task == "same-town"
-            else {"exact_match": 0.0, "error_rate": math.inf, "bits": math.inf}
-        )
-        losses = []
+        losses, validation, test = [], worst, worst
     validation = {f"validation_{name}": score for name, score in validation.items()}
     return row | validation | test | {"losses": " ".join(map(repr, _thin(losses)))}
 
 
 def train(run: Run, model: nn.Module, tokenizer) -> list[float]:
     """Train `model` on the pairs of `run`, as it says; returns the loss of every step."""
-    return adapt(
-        model,
-        tokenizer,
-        load_pairs(run.script, "train")[: run.pairs],
-        steps=run.steps,
-        lr=run.lr,
-        batch_size=run.batch_size,
-        seed=run.seed,
-        optimizer=sgd if run.method == "full-sgd" else adamw,
-    )
+    pairs = load_pairs(run.script, "train")[: run.pairs]
+    how = dict(steps=run.steps, lr=run.lr, batch_size=run.batch_size, seed=run.seed)
+    how["optimizer"] = sgd if run.method == "full-sgd" else adamw
+    return adapt(model, tokenizer, pairs, **how)
 
 
 def sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -157,23 +138,12 @@ def _classify(run: Run, model: nn.Module, tokenizer) -> tuple[list[float], dict,
     for split in ("train", "validation", "test"):
         limit = run.pairs if split == "train" else None
         dataset = same_town_dataset(same_town_pairs(run.script, split, limit), tokenizer)
-        generator = torch.Generator().manual_seed(run.seed)
-        loaders[split] = DataLoader(
-            dataset,
-            run.batch_size,
-            split == "train",
-            collate_fn=dataset.collate,
-            generator=generator,
-        )
-    batches = _endless(loaders["train"])
+        order = dict(shuffle=split == "train", generator=torch.Generator().manual_seed(run.seed))
+        loaders[split] = DataLoader(dataset, run.batch_size, collate_fn=dataset.collate, **order)
+    batches = chain.from_iterable(repeat(loaders["train"]))
     losses = fit(model, batches, run.steps, run.lr, loss_function=classification_loss)
     validation, test = (accuracy(model, loaders[split]) for split in ("validation", "test"))
     return losses, {"accuracy": validation}, {"accuracy": test}
-
-
-def _endless(loader: DataLoader) -> Iterator[dict]:
-    while True:
-        yield from loader
 
 
 def _thin(losses: list[float], every: int = 25) -> list[float]:

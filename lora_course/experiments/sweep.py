@@ -10,10 +10,9 @@ import argparse
 import csv
 import multiprocessing
 import os
-import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -102,46 +101,23 @@ def open_table(folder: Path) -> Path:
     return path
 
 
-def sweep(
-    questions: list[Question],
-    folder: Path,
-    workers: int,
-    device: str,
-    seconds: float | None = None,
-) -> None:
-    """Do what `plan` asks for until nothing is left or the time is up; each row is appended to the
-    table of runs as it comes."""
-    start = time.monotonic()
+def sweep(questions: list[Question], folder: Path, workers: int, device: str) -> None:
+    """Do what `plan` asks for until nothing is left; each row is appended to the table of runs as
+    it comes."""
     path = open_table(folder)
-    total = sum(len(question.levels) for question in questions) * len(SEEDS)
     # A fork of a process that has touched a GPU cannot use it: start workers afresh.
     context = multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(workers, context) as pool,
+        context.Pool(workers) as pool,
         path.open("a", encoding="utf-8", newline="") as file,
-        tqdm(desc="runs", mininterval=10, unit="run") as bar,
     ):
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        running = {}
-        while True:
-            todo = plan(load_table("runs", folder), questions)
-            todo = (run for run in todo if run not in running.values())
-            while len(running) < workers and (run := next(todo, None)) is not None:
-                running[pool.submit(_work, run, device)] = run
-            if not running:
-                return
-            left = seconds and max(0, start + seconds - time.monotonic())
-            finished, _ = wait(running, left, FIRST_COMPLETED)
-            if not finished:  # the time is up
-                for process in pool._processes.values():
-                    process.terminate()
-                return
-            for future in finished:
-                table.writerow(future.result())
+        # A run may tune several questions; what they lead to is planned once all are done.
+        while todo := list(dict.fromkeys(plan(load_table("runs", folder), questions))):
+            done = pool.imap_unordered(partial(_work, device=device), todo)
+            for row in tqdm(done, desc="runs", total=len(todo)):
+                table.writerow(row)
                 file.flush()
-                del running[future]
-                bar.update()
-            bar.set_postfix_str(f"at most {total} after tuning", refresh=False)
 
 
 def main() -> None:
@@ -149,7 +125,6 @@ def main() -> None:
     parser.add_argument("questions", nargs="*", metavar="question", help=", ".join(QUESTIONS))
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--device", default=default_device().type)
-    parser.add_argument("--seconds", type=float, help="stop after so many")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the table")
     arguments = parser.parse_args()
     unknown = set(arguments.questions) - QUESTIONS.keys()
@@ -159,7 +134,7 @@ def main() -> None:
     open_table(arguments.out)
     if next(plan(load_table("runs", arguments.out), chosen), None):
         record_provenance("sweep", torch.device(arguments.device), arguments.out)
-    sweep(chosen, arguments.out, arguments.workers, arguments.device, arguments.seconds)
+    sweep(chosen, arguments.out, arguments.workers, arguments.device)
 
 
 if __name__ == "__main__":

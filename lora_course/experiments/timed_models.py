@@ -6,7 +6,7 @@ fit into memory side by side.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -80,10 +80,6 @@ def lora_parameters(case: Case) -> int:
 def lora_bytes(case: Case) -> int:
     """A frozen base in 16 bits; factors, their gradients and Adam's means in 32. No activations."""
     return 2 * decoder_parameters(case) + 16 * lora_parameters(case)
-
-
-def full_bytes(case: Case, bytes_each: int) -> int:
-    return bytes_each * decoder_parameters(case)
 
 
 # --- the models and what they are run on ---------------------------------------------------------
@@ -225,6 +221,9 @@ def _merged(model: nn.Module, case: Case) -> nn.Module:
     return merge_lora_weights(set_factors(_lora_lib(copy.deepcopy(model), case)))
 
 
+# How full fine-tuning may keep weights, gradients and Adam's two means: in float32, or in bfloat16.
+# Products are computed in bfloat16 either way.
+FULL = ("full, 16 bytes a parameter", "full, 8 bytes a parameter")
 METHODS = {
     "lora_lib": _lora_lib,
     "frozen": lambda model, case: model,
@@ -236,6 +235,7 @@ METHODS = {
     "PEFT without casts": partial(_peft, autocast_adapter_dtype=False),
     "lora_lib, merged": _merged,
     "lora_lib, unloaded": lambda model, case: unload_lora(_merged(model, case)),
+    **dict.fromkeys(FULL, lambda model, case: model.requires_grad_()),  # alone: no copy is made
 }
 
 
@@ -244,13 +244,13 @@ def methods(case: Case) -> list[str]:
     the ceiling. On a base in 16 bits `lora_lib` and PEFT keep float32 factors, and PEFT casts x;
     loralib's factors, and those "without casts", have the base's dtype.
     """
-    merged = ["lora_lib, merged", "lora_lib, unloaded"]
+    merged, left_out = ["lora_lib, merged", "lora_lib, unloaded"], list(FULL)
     without_casts = ["lora_lib without casts", "PEFT without casts"]
     if case.mode == "inference":
         return ["lora_lib", "frozen", *merged]
     if case.mode == "compiled":  # it takes a minute each
         return ["lora_lib", "frozen", "full", "PEFT"]
-    left_out = list(merged)
+    left_out += merged
     if case.dtype == "float32":
         left_out += without_casts  # nothing to cast
     if case.dropout or case.model == "course":
@@ -258,6 +258,15 @@ def methods(case: Case) -> list[str]:
     if case.vocabulary:
         left_out += ["lora_lib, fused", "loralib", "full"]
     return [name for name in METHODS if name not in left_out]
+
+
+_CHECKPOINTED = replace(SEVEN_B, mode="checkpointed")
+SEVEN_B_CASES = (  # what is too large to stand beside others is timed alone
+    (SEVEN_B, methods(SEVEN_B)),
+    (_CHECKPOINTED, methods(_CHECKPOINTED)),
+    (replace(_CHECKPOINTED, depth=23, dtype="float32"), FULL[:1]),  # the deepest that 80 GB hold
+    (_CHECKPOINTED, FULL[1:]),
+)
 
 
 def make(method: str, base: nn.Module, case: Case) -> nn.Module:

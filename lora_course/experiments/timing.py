@@ -7,16 +7,16 @@ measured, its rows in the table of results are replaced.
 
 On a GPU, minutes. On a CPU it uses one thread and counts CPU time, so that what else the machine
 does matters little; a quarter of an hour and more. With `--seven-b` instead: LoRA on the shape of
-Llama-2-7B, and full fine-tuning of the deepest model of that width that fits into memory; minutes
-on a GPU of 80 GB. The rivals come with the extra `test`: `pip install -e .[test]`.
+Llama-2-7B, and full fine-tuning of as many blocks of it as 80 GB hold; minutes on such a GPU. The
+rivals come with the extra `test`: `pip install -e .[test]`.
 """
 
 import argparse
 import gc
-import os
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from lora_course.experiments.recording import provenance
 from lora_course.experiments.timed_models import (
-    SEVEN_B,
+    FULL,
+    SEVEN_B_CASES,
     Case,
     Pass,
     build,
@@ -132,21 +132,13 @@ def resident_bytes(step: Step) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def step_bytes(step: Step, device: torch.device) -> int:
-    """The most that a step holds beyond that: activations, gradients, intermediate results."""
+def step_bytes(step: Step) -> int:
+    """The most that a step holds on a GPU beyond that: activations, gradients, intermediates."""
     step.clear_gradients()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = profiler.profiler.kineto_results.events()
-    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
-    return int(np.cumsum(changes).max())  # bytes are negative where memory is freed
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def saved_bytes(step: Step) -> int:
@@ -172,34 +164,30 @@ def saved_bytes(step: Step) -> int:
 
 
 def sizes(step: Step, device: torch.device) -> dict[str, int]:
-    """All that is measured of a step but its time: parameters, bytes, and the floating point
-    operations of matrix products and attention."""
-    found = {"trainable": count_parameters(step.model, only_trainable=True)}
+    """All that is measured of a step but its time: parameters and bytes."""
     for _ in range(2):
         step()  # the optimizer makes its state; a compiler its code
-    if step.case.mode != "inference":
-        found |= {"resident_bytes": resident_bytes(step), "step_bytes": step_bytes(step, device)}
+    found = {
+        "trainable": count_parameters(step.model, only_trainable=True),
+        "resident_bytes": resident_bytes(step),
+    }
+    if device.type == "cuda":
+        found["step_bytes"] = step_bytes(step)
     if step.case.mode == "train":
-        with FlopCounterMode(display=False) as counter:
-            step()
-        found |= {"saved_bytes": saved_bytes(step), "flops": counter.get_total_flops()}
+        found["saved_bytes"] = saved_bytes(step)
     step.clear_gradients()
     return found
 
 
 def milliseconds(step: Step, device: torch.device) -> float:
-    """One step: on a GPU by its own clock, on a CPU in CPU time."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        step()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end)
-    start = time.process_time()
+    """One step: on a GPU until it is done, on a CPU in CPU time."""
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    start = clock()
     step()
-    return 1000 * (time.process_time() - start)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return 1000 * (clock() - start)
 
 
 def take_turns(
@@ -260,7 +248,9 @@ def _kind(name: str, shapes: list, rank: int) -> str:
 # --- a case --------------------------------------------------------------------------------------
 
 
-def measure(case: Case, device: torch.device, seconds: float, at_least: int = 9) -> list[dict]:
+def measure(
+    case: Case, device: torch.device, seconds: float, at_least: int = 9, chosen: Sequence[str] = ()
+) -> list[dict]:
     """A row for every method of a case; of one that needs too much memory, its row says so.
 
     They take turns for so many seconds, and at least so many rounds. Raises ValueError if two of
@@ -268,10 +258,10 @@ def measure(case: Case, device: torch.device, seconds: float, at_least: int = 9)
     """
     base, run = build(case, device), forward_pass(case, device)
     rows, steps, reference = {}, {}, None
-    for method in methods(case):
+    for method in chosen or methods(case):
         step = None
         free_memory(device)
-        rows[method] = {**asdict(case), "method": method}
+        rows[method] = {**asdict(case), "method": method, "ms": []}
         try:
             step = Step(make(method, base, case), case, run)
             if case.mode != "inference" and factors(step.model):
@@ -284,7 +274,7 @@ def measure(case: Case, device: torch.device, seconds: float, at_least: int = 9)
     step = reference = None
     free_memory(device)
     for method, times in take_turns(steps, device, seconds, at_least).items():
-        rows[method]["ms"] = _text(times)
+        rows[method]["ms"] = times
     if case.model == "decoder" and case.mode == "train" and not case.vocabulary:
         for method, step in steps.items():
             rows[method] |= profile_step(step, device)
@@ -298,7 +288,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def cases(device: torch.device) -> list[Case]:
-    """All that is timed on a device but `LARGE`."""
+    """All that is timed on a device but seven billion parameters."""
     on_gpu = device.type == "cuda"
     stacks = [
         Case("projections", width, 1 if width > 1024 else 4, 16 if on_gpu else 1, dtype=dtype)
@@ -320,55 +310,24 @@ def cases(device: torch.device) -> list[Case]:
     ]
 
 
-# --- seven billion parameters --------------------------------------------------------------------
-
-LARGE = (SEVEN_B, replace(SEVEN_B, mode="checkpointed"))
-
-# How full fine-tuning may keep weights, gradients and Adam's two means. Products are computed in
-# bfloat16 either way.
-FULL = {"full, 16 bytes a parameter": "float32", "full, 8 bytes a parameter": "bfloat16"}
-
-
-def measure_full(case: Case, method: str, device: torch.device, seconds: float) -> list[dict]:
-    """A row for full fine-tuning, checkpointed, of as many of the model's blocks as memory holds.
-
-    Raises RuntimeError if not even one block fits.
-    """
-    for depth in range(case.depth, 0, -1):
-        free_memory(device)
-        smaller = replace(case, depth=depth, dtype=FULL[method], mode="checkpointed")
-        try:
-            model = build(smaller, device).requires_grad_()
-            step = Step(model, smaller, forward_pass(smaller, device))
-            row = {**asdict(smaller), "method": method, **sizes(step, device)}
-            return [row | {"ms": _text(take_turns({method: step}, device, seconds)[method])}]
-        except torch.OutOfMemoryError:
-            model = step = None
-    raise RuntimeError("not even one block fits into this device's memory")
-
-
 # --- the table -----------------------------------------------------------------------------------
-
-
-def _text(times: list[float]) -> str:
-    return " ".join(f"{ms:.4g}" for ms in times)
 
 
 def record(rows: list[dict], facts: dict, path: Path = TABLE) -> None:
     """Put rows, each with the `facts` of this run, into the table, in place of those of the same
     case and method."""
-    table = pd.DataFrame(rows).assign(**facts).convert_dtypes()
+    table = pd.DataFrame(rows).assign(**facts)
+    table["ms"] = table["ms"].map(lambda times: " ".join(map("{:.4g}".format, times)))
+    table = table.convert_dtypes()
     if path.exists():
         table = pd.concat([pd.read_csv(path, dtype_backend="numpy_nullable"), table])
-    same = [*CASE, "method"]
-    same.remove("depth")  # another GPU may hold a deeper model
-    table.drop_duplicates(same, keep="last").to_csv(path, index=False)
+    table.drop_duplicates([*CASE, "method"], keep="last").to_csv(path, index=False)
 
 
 def load_timing(path: Path = TABLE) -> pd.DataFrame:
     """A row for every case and method that was recorded: `ms` holds the milliseconds of its steps,
-    round by round; bytes and flops are those of a step (see `sizes`), KINDS milliseconds."""
-    table = pd.read_csv(path)
+    round by round; bytes and flops are those of a step, KINDS milliseconds."""
+    table = pd.read_csv(path, dtype={"ms": str})
     table["ms"] = table["ms"].map(lambda text: np.array(text.split(), float), na_action="ignore")
     table["median_ms"] = table["ms"].map(np.median, na_action="ignore").astype(float)
     table["peak_bytes"] = table["resident_bytes"] + table["step_bytes"]
@@ -390,29 +349,22 @@ def this_run(device: torch.device) -> dict:
     facts = {"processor": "GPU" if device.type == "cuda" else "CPU"}
     facts |= provenance("python -m lora_course.experiments.timing", device)
     facts |= {"threads": torch.get_num_threads()}
-    facts |= {name: version(name) for name in ("peft", "loralib", "transformers")}
-    if device.type == "cuda":
-        facts["device_bytes"] = torch.cuda.get_device_properties(device).total_memory
-    return facts
+    return facts | {name: version(name) for name in ("peft", "loralib", "transformers")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seven-b", action="store_true", help="the shape of Llama-2-7B instead")
     seven_b = parser.parse_args().seven_b
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls a missing GPU an error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         if seven_b:
             parser.error("--seven-b needs a GPU, and PyTorch finds none")
         torch.set_num_threads(1)
     facts, seconds = this_run(device), 25 if device.type == "cpu" else 10
-    for case in LARGE if seven_b else cases(device):
-        print(case, flush=True)
-        record(measure(case, device, seconds), facts)
-    for method in FULL if seven_b else ():
-        print(method, flush=True)
-        record(measure_full(SEVEN_B, method, device, seconds), facts)
+    for case, chosen in SEVEN_B_CASES if seven_b else ((case, ()) for case in cases(device)):
+        print(case, *chosen, flush=True)
+        record(measure(case, device, seconds, chosen=chosen), facts)
 
 
 if __name__ == "__main__":

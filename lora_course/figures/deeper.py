@@ -27,6 +27,7 @@ from lora_course.figures.style import (
     figure,
     line,
     line_with_spread,
+    log_ticks,
     mark_recorded,
 )
 
@@ -60,8 +61,7 @@ def step_times(
             line(ax, widths, values, TIMED[name], name, zorder=order)
         ax.axhline(1, color=FULL, ls="--", label="full")
         ax.axhline(2 / 3, color=BLACK, ls=":", label="2/3 of full: the floor in FLOPs")
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(widths, map(str, widths))
+        log_ticks(ax, widths, base=2)
         ax.set(title=title, xlabel="width of the layers", ylim=(0, None))
         mark_recorded(ax)
     axes[0, 0].set_ylabel("step time, full = 1")
@@ -123,9 +123,7 @@ def scores_by_pairs(
     colors = (LORA, FULL, SCRATCH, CONTEXT_TABLE)
     for (name, groups), color in zip(scores.items(), colors, strict=True):
         line_with_spread(ax, pairs, groups, color, name)
-    ax.set_xscale("log")
-    ax.set_xticks(pairs, [f"{n:,}" for n in pairs])
-    ax.minorticks_off()
+    log_ticks(ax, pairs, form="{:,}")
     ax.set(xlabel="Georgian pairs to learn from", ylabel="names right, unseen towns", ylim=(0, 0.6))
     ax.set_title("With few pairs, starting from the base counts most")
     ax.legend(loc="upper left")
@@ -261,8 +259,7 @@ def subspaces(panels: Mapping[str, Mapping[str, tuple]], width: int) -> Picture:
             line_with_spread(ax, sizes, groups, color, pair)
         longest = max((sizes for sizes, _ in pairs.values()), key=len)
         ax.plot(longest, [i / width for i in longest], ls=":", color=BLACK, label="chance, i / d")
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(longest, map(str, longest))
+        log_ticks(ax, longest, base=2)
         ax.set(
             title=f"{side}, the strongest i of each", xlabel="i", ylabel="φ(i, i)", ylim=(0, 0.8)
         )

@@ -15,6 +15,7 @@ from lora_course.figures.style import (
     SKY,
     TALL,
     Picture,
+    box,
     figure,
     line,
     line_with_spread,
@@ -50,13 +51,10 @@ def memory(full_gb: float, lora_gb: float) -> Picture:
 
 def _draw_factors(ax) -> None:
     """W, and beside it B and A, as rectangles."""
-    from matplotlib.patches import Rectangle
-
-    shapes = ((0, 0, 4, 4, PALE), (5.2, 0, 0.5, 4, LORA), (6.4, 3.5, 4, 0.5, LORA))
-    for x, y, width, height, color in shapes:
-        ax.add_patch(Rectangle((x, y), width, height, color=color, lw=0))
+    box(ax, 0, 0, 4, 4, PALE, "W\nfrozen", size=15)
+    box(ax, 5.2, 0, 0.5, 4, LORA)
+    box(ax, 6.4, 3.5, 4, 0.5, LORA)
     words = dict(ha="center", va="center", size=15)
-    ax.text(2, 2, "W\nfrozen", **words)
     ax.text(4.6, 2, "+", **{**words, "size": 22})
     ax.text(5.45, -0.5, "B", color=LORA, **words)
     ax.text(8.4, 2.9, "A", color=LORA, **words)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lora_course.figures.style import BLACK, BLUES, GREY, LORA, Picture, blues, figure, line
+from lora_course.figures.style import BLACK, BLUES, GREY, LORA, Picture, blues, box, figure, line
 
 
 def nine_numbers(B: Tensor, A: Tensor) -> Picture:
@@ -36,11 +36,7 @@ def nine_numbers(B: Tensor, A: Tensor) -> Picture:
 
 
 def _cell(ax, x: float, y: float, number: int, color: str, ink: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    ax.add_patch(Rectangle((x + 0.04, y + 0.04), 0.92, 0.92, facecolor=color))
-    text = f"{number}".replace("-", "−")
-    ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink)
+    box(ax, x + 0.04, y + 0.04, 0.92, 0.92, color, f"{number}".replace("-", "−"), color=ink)
 
 
 def landscape(paths: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:

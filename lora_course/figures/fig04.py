@@ -14,26 +14,23 @@ from lora_course.figures.style import (
     SCRATCH,
     TALL,
     Picture,
+    box,
     figure,
     line,
     line_with_spread,
+    log_ticks,
     mark_recorded,
 )
 
 
 def sequence(latin: str, target: str) -> Picture:
     """One training sequence as boxes; blue are the tokens that the loss counts."""
-    from matplotlib.patches import Rectangle
-
     fig, ax = figure(height=1.7)
     tokens = ["BOS", *latin, "SEP", *target, "EOS"]
     first = len(latin) + 2
     for x, token in enumerate(tokens):
-        counted = x >= first
-        box = Rectangle((x, 0), 0.92, 1, color=LORA if counted else PALE, lw=0)
-        ax.add_patch(box)
-        words = dict(ha="center", va="center", size=12 if len(token) > 1 else 17)
-        ax.text(x + 0.46, 0.5, token, color="white" if counted else "black", **words)
+        color, ink = (LORA, "white") if x >= first else (PALE, "black")
+        box(ax, x, 0, 0.92, 1, color, token, color=ink, size=12 if len(token) > 1 else 17)
     ax.text(0, 1.35, "the model reads this", size=13)
     ax.text(first, 1.35, "and learns to write this", color=LORA, size=13)
     ax.set(xlim=(-0.1, len(tokens)), ylim=(-0.1, 1.9))
@@ -125,9 +122,7 @@ def rates(
         line_with_spread(ax, list(by_rate), list(by_rate.values()), color, name)
         ax.plot(best[name], mean(by_rate[best[name]]), "*", color=color, ms=20)
     ticks = sorted({rate for by_rate in scores.values() for rate in by_rate})
-    ax.set_xscale("log")
-    ax.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
-    ax.minorticks_off()
+    log_ticks(ax, ticks)
     ax.set(title="LoRA wants a higher learning rate", xlabel="learning rate", ylabel="names right")
     ax.set(ylim=(0.4, 0.6))
     ax.legend(loc="lower right")

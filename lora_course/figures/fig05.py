@@ -12,6 +12,7 @@ from lora_course.figures.style import (
     SKY,
     Picture,
     blues,
+    box,
     figure,
     line,
 )
@@ -20,8 +21,6 @@ from lora_lib.lora import LoRALinear
 
 def two_ways() -> Picture:
     """What an adapted layer computes, unmerged and merged."""
-    from matplotlib.patches import Rectangle
-
     fig, axes = figure(2, height=3)
     drawn = {
         "Unmerged: three products": (
@@ -36,9 +35,8 @@ def two_ways() -> Picture:
     }  # fmt: skip
     for ax, (title, (boxes, arrows)) in zip(axes, drawn.items(), strict=True):
         for x, y, width, color, word in boxes:
-            ax.add_patch(Rectangle((x, y), width, 0.8, color=color, lw=0))
-            dark = "black" if color == PALE else "white"
-            ax.text(x + width / 2, y + 0.4, word, ha="center", va="center", size=16, color=dark)
+            ink = "black" if color == PALE else "white"
+            box(ax, x, y, width, 0.8, color, word, size=16, color=ink)
         for x, y, to_x, to_y in arrows:
             ax.annotate("", (to_x, to_y), (x, y), arrowprops=dict(arrowstyle="->", lw=1.6))
         for x, name in ((0.6, "x"), (6.7, "h")):

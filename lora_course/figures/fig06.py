@@ -17,6 +17,7 @@ from lora_course.figures.style import (
     figure,
     line,
     line_with_spread,
+    log_ticks,
     mark_recorded,
 )
 from lora_lib.lora import LoRALinear
@@ -34,10 +35,9 @@ def visualize_lora_hyperparameters() -> Picture:
     counts = [matrices * LoRALinear(layer, rank=r).num_trainable_params for r in ranks]
     line(left, ranks, counts, LORA, "LoRA factors")
     left.axhline(matrices * d * d, color=FULL, ls="--", label="all of W_q and W_v")
-    left.set(xscale="log", yscale="log")
-    left.set_xticks(ranks, map(str, ranks))
-    left.minorticks_off()
     left.set(title=f"Trainable parameters, width {d}", xlabel="rank r", ylabel="parameters")
+    left.set_yscale("log")
+    log_ticks(left, ranks)
     left.legend()
     alphas = torch.arange(1, 65)
     for rank, color in zip((4, 8, 16), blues(3), strict=True):
@@ -69,14 +69,8 @@ def rate_and_rank(
             ax.axvline(full_rate, color=FULL, ls="--")
             line(ax, list(bits), list(bits.values()), LORA, markevery=1, ms=6)
             ax.plot(best, bits[best], "*", color=LORA, ms=20, mec=BLACK)
-            ax.set(
-                title=f"r = {rank}, best {best:g}",
-                xscale="log",
-                ylim=(0.42, 1.25),
-                xlim=(4e-4, 0.1),
-            )
-            ax.set_xticks((1e-3, 1e-2), ("0.001", "0.01"))
-            ax.minorticks_off()
+            log_ticks(ax, (1e-3, 1e-2))
+            ax.set(title=f"r = {rank}, best {best:g}", ylim=(0.42, 1.25), xlim=(4e-4, 0.1))
             ax.label_outer()
         axs[0].set_ylabel(f"{rule}\nbits")
         axs[0].text(1.2 * full_rate, 0.47, "all\nweights", color=FULL, weight="bold", size=12)
@@ -111,8 +105,7 @@ def one_rate_for_all(
     left.legend()
     line_with_spread(right, ranks, tuned, LORA)
     for ax, title in ((left, "One rate for all ranks"), (right, "A rate for each")):
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(ranks, map(str, ranks))
+        log_ticks(ax, ranks, base=2)
         ax.set(title=title, xlabel="rank", ylabel="names right", ylim=(-0.02, 0.6))
         mark_recorded(ax)
     told = "; ".join(
@@ -154,10 +147,7 @@ def alpha_valleys(bits: Mapping[float, Mapping[float, float]]) -> Picture:
         line(ax, list(by_rate), list(by_rate.values()), color, f"α = {alpha:g}")
         best[alpha] = min(by_rate, key=by_rate.get)
         ax.plot(best[alpha], by_rate[best[alpha]], "*", color=color, ms=20, mec=BLACK)
-    rates = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
-    ax.set_xscale("log")
-    ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    ax.minorticks_off()
+    log_ticks(ax, (2e-3, 5e-3, 1e-2, 2e-2, 5e-2))
     ax.set(title="At r = 8: a larger α wants a lower rate, and that is all", ylim=(0.5, 0.7))
     ax.set(xlabel="learning rate", ylabel="validation bits")
     ax.legend(loc="upper right")

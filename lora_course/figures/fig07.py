@@ -13,6 +13,7 @@ from lora_course.figures.style import (
     SCRATCH,
     TALL,
     Picture,
+    box,
     figure,
 )
 from lora_course.tables import RIGHT, WRONG
@@ -21,18 +22,14 @@ from lora_lib.lora import LoRALinear
 
 def from_memory() -> Picture:
     """A LoRA layer with numbers where its labels were."""
-    from matplotlib.patches import Rectangle
-
     fig, ax = figure(height=3.6)
     for x, y, width, height, color, number in (
         (3.2, 2.3, 2.0, 2.0, PALE, 1),
         (2.6, 0.7, 2.0, 0.5, LORA, 2),
         (5.3, -0.05, 0.5, 2.0, LORA, 3),
     ):
-        ax.add_patch(Rectangle((x, y), width, height, color=color, lw=0))
-        dark = BLACK if color == PALE else "white"
-        middle = x + width / 2, y + height / 2
-        ax.text(*middle, str(number), ha="center", va="center", size=20, color=dark)
+        ink = BLACK if color == PALE else "white"
+        box(ax, x, y, width, height, color, number, size=20, color=ink)
     ring = dict(boxstyle="circle", fc="white", ec=BLACK, lw=1.6)
     for x, y, number in ((6.9, 0.95, 4), (8.0, 2.0, 5)):
         ax.text(x, y, str(number), ha="center", va="center", size=18, bbox=ring)
@@ -109,8 +106,6 @@ def lora_in_one_picture(
 
 def _draw_idea(ax, layer: LoRALinear, share: float) -> None:
     """W + BA drawn to scale, the formula, and the trained share as a bar."""
-    from matplotlib.patches import Rectangle
-
     (d_out, d_in), r = layer.weight.shape, layer.rank
     unit, top = 1.3 / max(d_out, d_in), 3.7
     for x, rows, columns, color in (
@@ -118,8 +113,7 @@ def _draw_idea(ax, layer: LoRALinear, share: float) -> None:
         (1.62, d_out, r, LORA),
         (1.8, r, d_in, LORA),
     ):
-        corner = x, top - rows * unit
-        ax.add_patch(Rectangle(corner, columns * unit, rows * unit, color=color, lw=0))
+        box(ax, x, top - rows * unit, columns * unit, rows * unit, color)
     words = dict(ha="center", va="center")
     ax.text(0.65, 3.05, f"$W$\nfrozen\n{d_out} × {d_in}", size=14, **words)
     ax.text(1.46, 3.05, "+", size=20, **words)

@@ -118,6 +118,23 @@ def blues(count: int) -> tuple[str, ...]:
     return tuple(shades[round(k * (len(shades) - 1) / max(count - 1, 1))] for k in range(count))
 
 
+def log_ticks(ax, values: Sequence[float], base: int = 10, form: str = "{:g}") -> None:
+    """A logarithmic x-axis with a tick at each of these values, and at no other."""
+    ax.set_xscale("log", base=base)
+    ax.set_xticks(values, map(form.format, values))
+    ax.minorticks_off()
+
+
+def box(
+    ax, x: float, y: float, width: float, height: float, fill: str, text: str = "", **style
+) -> None:
+    """A filled rectangle from its lower left corner, with text in its middle."""
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((x, y), width, height, color=fill, lw=0))
+    ax.text(x + width / 2, y + height / 2, text, **{"ha": "center", "va": "center"} | style)
+
+
 def mark_recorded(ax) -> None:
     """Say on the axes that the numbers come from committed results."""
     ax.text(
