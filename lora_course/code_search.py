@@ -146,5 +146,5 @@ def evaluate_tfidf(functions: Sequence[Function], learned_from: Sequence[Functio
     """As evaluate_search; the weights of words come from other functions, and from these names."""
     texts = [text(f) for f in learned_from for text in (query_of, entry_of)]
     tfidf = TfIdf(texts + [entry_of(f) for f in functions])
-    queries, entries = (tfidf.vectors([text(f) for f in functions]) for text in (query_of, entry_of))
-    return search_scores(queries @ entries.T)
+    queries = tfidf.vectors([query_of(f) for f in functions])
+    return search_scores(queries @ tfidf.vectors([entry_of(f) for f in functions]).T)

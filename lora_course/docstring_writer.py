@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from lora_lib.tokens import IGNORE, Batch, Example, make_batch
 
 INSTRUCTION = "Write the one-line docstring of a Python function."
 END = "<|im_end|>"  # a turn of the chat is over
-MAX_NEW = 60  # tokens; the longest docstring has fewer
+MAX_NEW = 80  # tokens; the longest docstring has 72
 Message = dict[str, str]
 
 
@@ -95,6 +96,15 @@ def bits_per_character(
 # --- writing -------------------------------------------------------------------------------------
 
 
+class Answer(NamedTuple):
+    text: str
+    ended: bool  # by itself, with the end token
+
+    @property
+    def is_one_line(self) -> bool:
+        return self.ended and "\n" not in self.text.strip()
+
+
 @torch.inference_mode()
 def write(
     model: nn.Module,
@@ -102,20 +112,21 @@ def write(
     conversations: Sequence[Sequence[Message]],
     max_new: int = MAX_NEW,
     batch_size: int = 200,
-) -> list[str | None]:
-    """What the model says last in every conversation, word for word the likeliest (greedy); None
-    where it had not ended after `max_new` tokens."""
+) -> list[Answer]:
+    """What the model says next in every conversation: always the likeliest token (greedy), until
+    the end token or `max_new` tokens."""
     prompts = [prompt_of(tokenizer, messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     end = tokenizer.convert_tokens_to_ids(END)
-    written: list[str | None] = [None] * len(prompts)
+    answers = {}
     with mode(model, training=False):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            for row, ids in zip(rows, _greedy(model, [prompts[i] for i in rows], end, max_new)):
-                if end in ids:
-                    written[row] = tokenizer.decode(ids[: ids.index(end)])
-    return written
+            made = _greedy(model, [prompts[i] for i in rows], end, max_new)
+            for row, ids in zip(rows, made, strict=True):
+                said = list(takewhile(lambda token: token != end, ids))
+                answers[row] = Answer(tokenizer.decode(said), end in ids)
+    return [answers[row] for row in range(len(prompts))]
 
 
 def _greedy(model: nn.Module, prompts: list[list[int]], end: int, max_new: int) -> list[list[int]]:
@@ -141,12 +152,12 @@ class Writing(NamedTuple):
     words: float
 
 
-def score_writing(written: Sequence[str | None], functions: Sequence[Function]) -> Writing:
+def score_writing(answers: Sequence[Answer], functions: Sequence[Function]) -> Writing:
     """Raises ValueError unless there is one answer for each function."""
-    pairs = list(zip(written, functions, strict=True))
-    one_line = [text is not None and "\n" not in text.strip() for text in written]
-    words = [words_in_common(text or "", function.summary) for text, function in pairs]
-    return Writing(sum(one_line) / len(pairs), sum(words) / len(pairs))
+    pairs = list(zip(answers, functions, strict=True))
+    one_line = sum(answer.is_one_line for answer in answers)
+    words = sum(words_in_common(answer.text, function.summary) for answer, function in pairs)
+    return Writing(one_line / len(pairs), words / len(pairs))
 
 
 def words_in_common(a: str, b: str) -> float:

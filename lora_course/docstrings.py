@@ -48,7 +48,7 @@ def load_functions(packages: Iterable[str] = LIBRARIES) -> list[Function]:
 
 
 def split_functions(functions: Sequence[Function]) -> dict[str, list[Function]]:
-    """"train" (eight in ten), "validation", "test": by a hash of the name, so that a function stays
+    """Eight in ten train, one validates, one tests: by a hash of the name, so that a function stays
     in its split whatever else is installed."""
     splits = {"train": [], "validation": [], "test": []}
     for function in functions:
