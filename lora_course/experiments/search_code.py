@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a file of real_data; else what is installed")
     parser.add_argument("--out", type=Path, default=Path("."), help="the folder of the tables")
     parser.add_argument("--workers", type=int, default=default_workers())
+    parser.add_argument("--costs", action="store_true", help="time a step of each method first")
     parser.add_argument("--seconds", type=float, help="stop after so many")
     parser.add_argument("--limit", type=int, help="functions of each split, to try the command")
     parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
@@ -136,7 +137,10 @@ def main() -> None:
     command = "python -m lora_course.experiments.search_code"
     versions = load_texts(given.data).versions
     write_provenance(given.out / "search_provenance.json", command, versions)
-    record_costs(given.out / "search_costs.csv", chosen, partial(measure_cost, data=given.data))
+    _base()  # unpacked once, before the workers want it
+    if given.costs:
+        cost = partial(measure_cost, data=given.data)
+        record_costs(given.out / "search_costs.csv", chosen, cost)
     done = record(given.out / "search.csv", todo, work, given.workers, given.seconds)
     print("finished" if done else "the time is up; the same command goes on")
 

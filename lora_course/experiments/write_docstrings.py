@@ -15,6 +15,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -68,15 +69,15 @@ SHOTS, TESTED, LOOKED_AT, ARTICLES = 8, 400, 200, 60
 # The scores of a run whose loss stopped being finite; "" is what a task does not have.
 NOTHING = dict(validation_bits=math.inf, bits=math.inf, one_line="", words="", exact_match="")
 TOWN_INSTRUCTION = "Write the name of a town in Georgian letters."
-SHIPPED = (Job("docstrings", "lora", 1, "all linear"), Job("docstrings", "lora", 8, "q, v"))
+SHIPPED = {"r1_all_linear": (1, "all linear"), "r8_q_v": (8, "q, v")}
 
 
-def settings(task: str, steps: int | None = None) -> list[Setting]:
+def settings(task: str, steps: int | None = None, batch_size: int | None = None) -> list[Setting]:
     if task == "towns":
-        size = {"steps": steps or 500, "batch_size": 64}
+        size = {"steps": steps or 500, "batch_size": batch_size or 64}
         lora = Setting(Job("towns", "lora", 8, "all linear", **size), 1e-3)
         return [lora, Setting(Job("towns", "full", **size), 1e-4)]
-    size = {"steps": steps or 200, "batch_size": 32}
+    size = {"steps": steps or 200, "batch_size": batch_size or 32}
     lora = [Job(task, "lora", rank, targets, **size) for targets in TARGETS for rank in (1, 8, 32)]
     return [
         Setting(Job(task, "base"), None, (0,)),
@@ -214,19 +215,21 @@ def measure_cost(job: Job, data: Path | None = None) -> Row:
 
 
 def make_adapters(
-    rows: list[dict[str, str]], texts: Texts, folder: Path, steps: int | None, limit: int | None
+    rows: list[dict[str, str]],
+    chosen: list[Setting],
+    texts: Texts,
+    folder: Path,
+    limit: int | None,
 ) -> None:
-    """Train SHIPPED again, with seed 0 at their chosen rates, and save them."""
-    for setting in settings("docstrings", steps):
-        job = setting.job
-        if Job(job.task, job.method, job.rank, job.targets) not in SHIPPED:
-            continue
+    """Train those of SHIPPED again, with seed 0 at their chosen rates, and save them."""
+    for name, kind in SHIPPED.items():
+        [job] = [
+            setting.job for setting in chosen if (setting.job.rank, setting.job.targets) == kind
+        ]
         scores = rate_scores(rows, job, "validation_bits", -1, (0,))
-        if not scores:  # the recording stopped before
-            continue
-        best = Job(**vars(job) | {"lr": max(scores, key=scores.get)})
-        model, _ = _run(best, texts, limit)
-        save_adapter(model.cpu(), folder / f"r{job.rank}_{job.targets[:3].strip(', ')}")
+        if scores:  # the recording may have stopped before
+            best = replace(job, lr=max(scores, key=scores.get))
+            save_adapter(_run(best, texts, limit)[0].cpu(), folder / name)
 
 
 def main() -> None:
@@ -235,25 +238,29 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a file of real_data; else what is installed")
     parser.add_argument("--out", type=Path, default=Path("."), help="the folder of the tables")
     parser.add_argument("--workers", type=int, default=default_workers())
+    parser.add_argument("--costs", action="store_true", help="time a step of each method first")
     parser.add_argument("--seconds", type=float, help="stop after so many")
     parser.add_argument("--limit", type=int, help="texts of each kind, to try the command")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--adapters", action="store_true", help="train and save those that ship")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     texts = load_texts(given.data)
     command = f"python -m lora_course.experiments.write_docstrings --task {given.task}"
     write_provenance(given.out / f"{given.task}_provenance.json", command, texts.versions)
-    chosen = settings(given.task, given.steps)
-    cost = partial(measure_cost, data=given.data)
-    record_costs(given.out / f"{given.task}_costs.csv", chosen, cost)
+    chosen = settings(given.task, given.steps, given.batch_size)
+    _base()  # unpacked once, before the workers want it
+    if given.costs:
+        cost = partial(measure_cost, data=given.data)
+        record_costs(given.out / f"{given.task}_costs.csv", chosen, cost)
     path = given.out / f"{given.task}.csv"
     work = partial(measure, data=given.data, limit=given.limit)
     todo = partial(plan, settings=chosen, score="validation_bits", sign=-1)
     done = record(path, todo, work, given.workers, given.seconds)
     print("finished" if done else "the time is up; the same command goes on", flush=True)
     if given.adapters:
-        make_adapters(read_rows(path), texts, given.out / "adapters", given.steps, given.limit)
+        make_adapters(read_rows(path), chosen, texts, given.out / "adapters", given.limit)
 
 
 if __name__ == "__main__":
