@@ -148,11 +148,11 @@ def _unpack_smollm2(files: list[Path], folder: Path) -> None:
     check_hash(files[-1], SMOLLM2.sha256)
     where = {"pretrained_model_name_or_path": files[-1].parent, "gguf_file": files[-1].name}
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-    read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float16)
+    read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     config = LlamaConfig(**read.config.to_dict() | {"quantization_config": None})
-    model = LlamaForCausalLM(config).half()  # the model read from GGUF counts as quantised
+    model = LlamaForCausalLM(config)  # plain: the one read from GGUF counts as quantised
     model.load_state_dict(read.state_dict())
-    model.save_pretrained(folder)
+    model.half().save_pretrained(folder)
 
 
 def _move(folder: Path, target: Path) -> None:
