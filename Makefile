@@ -9,6 +9,7 @@
 # make assignment write the exercises for a class into grading/ (see grading/README.md)
 # make playground write the page on which the model runs into docs/_build/playground, and serve it
 # make site       write the course as a web site into docs/_build/html, to read without running it
+# make real-models install two public models, 176 MB, for the tests and experiments that use them
 # make lock       write requirements/lock.txt anew; make versions tries the lowest and the newest (uv)
 # make publish ADDRESS=https://…    say where the repository is: badges, and a cell for Colab
 # Each sets up .venv by itself, once, with the versions in requirements/lock.txt. Otherwise:

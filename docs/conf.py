@@ -22,10 +22,10 @@ project = "LoRA from Scratch"
 extensions = ["myst_nb", "sphinx-mathjax-offline"]
 root_doc = "README"
 include_patterns = [
-    "README.md",
     "notebooks/**.ipynb",
     "docs/*.md",
     "grading/README.md",
+    "*.md",
     "lora_lib/**.py",
 ]
 exclude_patterns = [".venv", "**/.ipynb_checkpoints", "docs/_build"]
@@ -49,10 +49,15 @@ html_use_index = False
 html_show_copyright = False
 
 CONTENTS = {
-    "The course": ["notebooks/quiz_before", "notebooks/0*", "notebooks/transfer"],
+    "The course": [
+        "notebooks/quiz_before",
+        "notebooks/0*",
+        "notebooks/transfer",
+        "notebooks/assignment",
+    ],
     "Going deeper": ["notebooks/going_deeper/*"],
     "Solutions": ["notebooks/solutions/*"],
-    "Teaching and help": ["docs/*", "grading/README"],
+    "Teaching and help": ["docs/*", "grading/README", "C*", "LICENSE*"],
     "The library": ["lora_lib/__init__"],
 }
 
