@@ -55,11 +55,11 @@ test: .venv/installed-test .venv/installed-real-models
 	$(PYTEST)
 
 notebooks: .venv/installed-test
-	$(BIN)/python notebooks/execute.py
+	$(BIN)/python tests/execute.py
 	$(BIN)/ruff format -q notebooks
 
 seeds: .venv/installed-test
-	$(BIN)/python notebooks/seeds.py
+	$(BIN)/python tests/seeds.py
 
 slides: .venv/installed-test
 	$(BIN)/python docs/make_slides.py

@@ -18,8 +18,9 @@ from lora_course.exercises.release import ASSIGNMENT, assigned_source
 
 ROOT = Path(__file__).parent.parent
 RELEASED = ROOT / "grading" / "release" / ASSIGNMENT / f"{ASSIGNMENT}.ipynb"
-KEPT_BACK = r"""notebooks/solutions/ | tests/ | grading/ | docs/(instructor|make_|publish|slides_)
- | lora_course/exercises/release | CONTRIBUTING | \.ci/ | \.github/ | \.gitignore"""
+KEPT_BACK = r"""notebooks/solutions/ | tests/ | grading/ | lora_course/exercises/release
+ | docs/(instructor|make_(handout|slides)|publish|slides_)
+ | CONTRIBUTING | \.ci/ | \.github/ | \.gitignore"""
 LEFT_OUT = re.compile(r"<!-- not in a handout -->\n.*?<!-- end -->\n", re.DOTALL)
 LINK = re.compile(r"(?<!!)\[([^]]+)\]\(((?!\w+:)[^)#\s]+)[^)]*\)")
 PACKED = (

@@ -71,8 +71,8 @@ def test_links_and_commands_exist(path):
         file, _, anchor = target.partition("#")
         assert (path.parent / file).exists() if file else anchor in titles, target
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
-    assert {t for t in re.findall(r"(?:`|^)make (?:-B )?(\w+)", text, re.M)} <= targets
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    assert {t for t in re.findall(r"(?:`|^)make (?:-B )?([\w-]+)", text, re.M)} <= targets
 
 
 def test_the_library_is_listed_whole():

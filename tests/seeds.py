@@ -1,5 +1,5 @@
 """Run the seven notebooks with other seeds, and list the claims that then fail: `make seeds`, or
-`python notebooks/seeds.py [--seeds 1 2 …] [--workers N] [notebook …]`.
+`python tests/seeds.py [--seeds 1 2 …] [--workers N] [notebook …]`.
 
 A notebook's cell tagged `parameters` holds its seed; here it gets another value. Nothing is
 written. The exit status is 1 if a claim fails or a notebook stops.
@@ -12,25 +12,21 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
-from lora_course.claims import FAILS
+from execute import NOTEBOOKS, run
 
-from execute import HERE, run
+from lora_course.claims import FAILS
 
 
 def failures(path: Path, seed: int) -> list[str]:
     """The claims of a notebook that do not hold under this seed, or why it stopped."""
     notebook = nbformat.read(path, as_version=4)
-    [cell] = [
-        c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())
-    ]
+    [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
     cell.source = f"seed = {seed}"
     try:
         run(notebook)
     except Exception as error:  # of a cell, or of the kernel
         return [f"stopped: {str(error)[-600:]}"]
-    outputs = [
-        output for c in notebook.cells for output in c.get("outputs", ())
-    ]
+    outputs = [output for c in notebook.cells for output in c.get("outputs", ())]
     lines = "".join(output.get("text", "") for output in outputs).splitlines()
     return [line for line in lines if line.startswith(FAILS)]
 
@@ -38,22 +34,14 @@ def failures(path: Path, seed: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3, 4, 5))
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="notebooks at once"
-    )
-    parser.add_argument(
-        "notebooks", type=Path, nargs="*", help="the seven if none is named"
-    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="notebooks at once")
+    parser.add_argument("notebooks", type=Path, nargs="*", help="the seven if none is named")
     arguments = parser.parse_args()
     os.environ |= {"LORA_LIB_STRICT": "0", "OMP_NUM_THREADS": "1"}
-    paths = arguments.notebooks or sorted(HERE.glob("0*.ipynb"))
+    paths = arguments.notebooks or sorted(NOTEBOOKS.glob("0*.ipynb"))
     failed = 0
     with ProcessPoolExecutor(arguments.workers) as pool:
-        jobs = {
-            (p, s): pool.submit(failures, p, s)
-            for p in paths
-            for s in arguments.seeds
-        }
+        jobs = {(p, s): pool.submit(failures, p, s) for p in paths for s in arguments.seeds}
         for (path, seed), job in jobs.items():
             found = job.result()
             print(

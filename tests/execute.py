@@ -1,4 +1,4 @@
-"""Re-execute notebooks in place, in order: `python notebooks/execute.py [notebook …]`.
+"""Re-execute notebooks in place, in order: `python tests/execute.py [notebook …]`.
 
 The only thing that writes committed outputs, and draws again what is in figures/. Nothing that
 changes from run to run without reason is kept: timestamps, widgets, progress bars.
@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-HERE = Path(__file__).parent
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
 def run(notebook: nbformat.NotebookNode) -> None:
@@ -71,14 +71,12 @@ def _seen(outputs: Iterable) -> list:
 
 def main() -> None:
     chosen = [Path(name) for name in sys.argv[1:]]
-    folders = (HERE, HERE / "solutions", HERE / "going_deeper")
+    folders = (NOTEBOOKS, NOTEBOOKS / "solutions", NOTEBOOKS / "going_deeper")
     with tempfile.TemporaryDirectory() as drawn:
         os.environ |= {"LORA_LIB_STRICT": "1", "LORA_LIB_FIGURES": drawn}
-        for path in chosen or [
-            p for folder in folders for p in sorted(folder.glob("*.ipynb"))
-        ]:
+        for path in chosen or [p for folder in folders for p in sorted(folder.glob("*.ipynb"))]:
             print(f"{path.name}: {execute(path):.0f} s", flush=True)
-        for figure in (HERE.parent / "figures").glob("*.png"):
+        for figure in (NOTEBOOKS.parent / "figures").glob("*.png"):
             if (new := Path(drawn) / figure.name).exists():
                 shutil.copy(new, figure)
 
