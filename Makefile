@@ -82,7 +82,7 @@ site: .venv/installed-site
 	@echo "Open docs/_build/html/index.html"
 
 lock:
-	uv pip compile $(UPGRADE) --universal --python-version 3.11.5 --no-annotate --custom-compile-command 'make lock' \
+	uv pip compile $(UPGRADE) --universal --python-version 3.11 --no-annotate --custom-compile-command 'make lock' \
 		-o requirements/lock.txt requirements.txt requirements/instructor.txt requirements/site.txt requirements/test.txt
 
 versions: versions-lowest-direct versions-highest

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-OLDEST = (3, 11, 5)
+OLDEST = (3, 11)
 GIGABYTES = 2  # with the small build of torch; the usual one for Linux takes 7
 MEND = "run `make -B lab` (without make: pip install -r requirements.txt -e .)"
 
@@ -23,7 +23,7 @@ def python():
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < OLDEST:
         raise OSError(
-            f"{version}, and 3.11.5 or newer is needed: make lab PYTHON=/path/to/python3.11"
+            f"{version}, and 3.11 or newer is needed: make lab PYTHON=/path/to/python3.11"
         )
     return f"{version}, {sys.executable}"
 
