@@ -98,7 +98,7 @@ publish: .venv/installed
 
 .venv/installed: requirements.txt $(wildcard requirements/*.txt) pyproject.toml
 	@$(PYTHON_OR_STOP) check.py --before-set-up
-	@echo 'Set-up with $(if $(UV),uv,pip), once: about 250 MB are downloaded with the small PyTorch (macOS, Windows,'
+	@echo 'Set-up with $(if $(UV),uv,pip), once: about 400 MB are downloaded with the small PyTorch (macOS, Windows,'
 	@echo 'and on Linux with TORCH=cpu), otherwise 3 GB. Stop it and start it again as you like.'
 	$(VENV)
 	$(INSTALL) -r requirements.txt -e . || \

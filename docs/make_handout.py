@@ -29,9 +29,8 @@ PACKED = (
 
 
 def copy(folder: Path) -> None:
-    """The files under version control that learners get."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.check_output(listed, cwd=ROOT, text=True).splitlines():
+    """The files under version control that learners get, and nothing else that lies here."""
+    for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines():
         if not re.match(KEPT_BACK, name, re.VERBOSE) and (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)

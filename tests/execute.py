@@ -43,7 +43,6 @@ def execute(path: Path) -> float:
     start = time.perf_counter()
     run(notebook)
     seconds = time.perf_counter() - start
-    notebook.metadata.pop("widgets", None)
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"],
                          "language_info": {"name": "python"}}  # fmt: skip
     nbformat.write(notebook, path)

@@ -106,7 +106,6 @@ def measure(
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     first, last, rate, gigabytes = zip(*everyone, strict=True)
-    mean = 1 / len(everyone)
     return {
         "model": name,
         "way": way,
@@ -114,8 +113,8 @@ def measure(
         "ms": round(1000 * median(seconds), 2),
         "tokens_per_second": round(sum(rate)),
         "gigabytes": round(max(gigabytes), 2),
-        "first_loss": round(sum(first) * mean, 6),
-        "last_loss": round(sum(last) * mean, 6),
+        "first_loss": round(sum(first) / len(first), 6),
+        "last_loss": round(sum(last) / len(last), 6),
     }
 
 

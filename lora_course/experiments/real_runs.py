@@ -23,6 +23,7 @@ from statistics import mean, median
 import torch
 from torch import nn
 
+from lora_lib.files import write_atomically
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import count_parameters
 from lora_lib.model import default_device
@@ -146,8 +147,9 @@ def record(
     time is up (False). Each row is appended to the table as it comes, so a record that was stopped
     goes on where it was. All workers share one GPU."""
     start = time.monotonic()
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows = read_rows(path)
-    _rewrite(path, rows)
+    _drop_cut_row(path)
     context = multiprocessing.get_context("spawn")  # a fork could not use the GPU
     running = {}
     with ProcessPoolExecutor(workers, context, _prepare_worker) as pool:
@@ -177,15 +179,15 @@ def _prepare_worker() -> None:
     torch.set_float32_matmul_precision("high")  # TF32, on a GPU that has it
 
 
-def _rewrite(path: Path, rows: Sequence[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    for row in rows:
-        _append(path, row)
+def _drop_cut_row(path: Path) -> None:
+    """So that the next row begins on a line of its own."""
+    text = path.read_bytes() if path.is_file() else b""
+    if text and not text.endswith(b"\n"):
+        write_atomically(path, text[: text.rfind(b"\n") + 1])
 
 
 def _append(path: Path, row: Row) -> None:
-    new = not path.is_file()
+    new = not path.is_file() or path.stat().st_size == 0
     with path.open("a", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, row.keys(), lineterminator="\n")
         if new:
