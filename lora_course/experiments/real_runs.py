@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from itertools import pairwise
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from statistics import mean, median
 
@@ -145,14 +146,15 @@ def record(
 ) -> bool:
     """Do what `still_to_do` asks for, given the rows so far, until nothing is left (True) or the
     time is up (False). Each row is appended to the table as it comes, so a record that was stopped
-    goes on where it was. All workers share one GPU."""
+    goes on where it was. Workers share the GPUs that are there."""
     start = time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = read_rows(path)
     _drop_cut_row(path)
     context = multiprocessing.get_context("spawn")  # a fork could not use the GPU
     running = {}
-    with ProcessPoolExecutor(workers, context, _prepare_worker) as pool:
+    started = context.Value("i", 0)
+    with ProcessPoolExecutor(workers, context, _prepare_worker, (started,)) as pool:
         while True:
             todo = (job for job in still_to_do(rows) if job not in running.values())
             while len(running) < workers and (job := next(todo, None)) is not None:
@@ -174,7 +176,16 @@ def record(
                 print(f"{spent:5.0f} s, {len(rows)} rows: {job}", flush=True)
 
 
-def _prepare_worker() -> None:
+def _prepare_worker(started: Synchronized) -> None:
+    """One thread, and the next GPU in turn; `started` counts the workers."""
+    with started.get_lock():
+        number, started.value = started.value, started.value + 1
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+    _set_precision()
+
+
+def _set_precision() -> None:
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")  # TF32, on a GPU that has it
 
@@ -264,7 +275,7 @@ def record_costs(
     anything else uses the device."""
     if path.is_file():
         return
-    _prepare_worker()
+    _set_precision()
     name = device_name()
     for setting in settings:
         if setting.first_rate:
