@@ -52,7 +52,7 @@ TUNING_SEEDS = (0, 1)
 SKILL_TOWNS = 300  # what is forgotten is measured on so many
 METHODS = [("lora", 1), ("lora", 8), ("lora", 32), ("full", 0)]
 FIRST_RATES = {  # where each ladder of four rates begins: 1/3, 1, 3 and 10 times
-    "rewards": {1: 3e-3, 8: 1e-3, 32: 1e-3, 0: 1e-4},
+    "rewards": {1: 3e-3, 8: 3e-3, 32: 1e-3, 0: 3e-4},
     "answers": {1: 1e-2, 8: 3e-3, 32: 1e-3, 0: 3e-4},
 }
 
