@@ -24,7 +24,7 @@ TARGETS = {"q, v": BLUES[1], "all linear": LORA}
 def bits_by_parameters(runs) -> Picture:
     """Bits per character against what is trained: LoRA as a line over its ranks for each choice of
     targets, full fine-tuning as a point, what trains nothing as a level (runs as
-    `load_docstring_runs` gives them)."""
+    `docstring_runs` gives them)."""
     fig, ax = figure(height=TALL)
     told = []
     for name, color in (("as it comes", GREY), ("eight examples", BLACK)):
