@@ -1,5 +1,5 @@
-"""What was recorded of docstrings and towns by SmolLM2 (`lora_course.experiments.write_docstrings`),
-as its page shows it."""
+"""What was recorded of docstrings and towns by SmolLM2, as its page shows it (see
+`lora_course.experiments.write_docstrings`)."""
 
 import pandas as pd
 
@@ -60,6 +60,11 @@ def towns_right() -> pd.DataFrame:
         ours = small[f"{name}, all"]
         rows[name] = by_bits, tried.exact_match.max(), ours.mean(), ours.min()
     return pd.DataFrame.from_dict(rows, "index", columns=["by_bits", "best", "ours", "worst"])
+
+
+def bits_before_training() -> float:
+    """Bits per character of Georgian validation towns, by SmolLM2 as it comes."""
+    return float(load_table("real/towns").look_bits.iloc[0].split()[0])
 
 
 def step_costs() -> list[list[str]]:
