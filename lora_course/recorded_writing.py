@@ -1,14 +1,22 @@
 """What was recorded of docstrings and towns by SmolLM2, as its page shows it (see
 `lora_course.experiments.write_docstrings`)."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from lora_course.experiments.forgetting import FULL, bits_by_seed
-from lora_course.experiments.questions import QUESTIONS, Interval, paired_difference
+from lora_course.experiments.questions import QUESTIONS, paired_difference
 from lora_course.results import RESULTS, load_runs, load_table
 
 ADAPTER = RESULTS / "real" / "adapters" / "r1_all_linear"  # seed 0, 200 steps of 32
 SETTING = ["method", "rank", "targets"]
+COMPARED = (
+    ("LoRA r=1 on q, v", "eight examples"),
+    ("LoRA r=32 on q, v", "LoRA r=8 on q, v"),
+    ("LoRA r=1 on all linear", "LoRA r=32 on q, v"),
+    ("LoRA r=32 on all linear", FULL),
+)
 _NAMES = {"base": "as it comes", "prompt": "eight examples", "full": FULL}
 
 
@@ -22,10 +30,15 @@ def docstring_runs() -> pd.DataFrame:
     return runs.assign(setting=runs.method.map(_NAMES).fillna(lora))
 
 
-def minus(runs: pd.DataFrame, ours: str, theirs: str, score: str) -> Interval:
-    """The difference of two settings in a score, seed by seed."""
-    by_seed = runs.set_index(["setting", "seed"])[score]
-    return paired_difference(by_seed[ours], by_seed[theirs])
+def differences(runs: pd.DataFrame) -> list[list[str]]:
+    """A row for each two settings of COMPARED: their names, and the first minus the second, seed by
+    seed, in bits and in words."""
+    scores = runs.set_index(["setting", "seed"])[["bits", "words"]]
+    return [
+        [ours, theirs]
+        + [str(paired_difference(scores[s][ours], scores[s][theirs])) for s in scores]
+        for ours, theirs in COMPARED
+    ]
 
 
 def looks_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -39,11 +52,17 @@ def looks_of(runs: pd.DataFrame) -> pd.DataFrame:
     return looks.assign(**texts).explode(list(texts)).astype(dict.fromkeys(texts, float))
 
 
-def news_minus_full(looks: pd.DataFrame, setting: str, learned: float) -> Interval:
-    """Bits of news under a setting minus those under full fine-tuning, seed by seed, where both
-    first reached these bits of docstrings."""
-    ours, theirs = (bits_by_seed(looks, s, "chosen", "news", learned) for s in (setting, FULL))
-    return paired_difference(ours, theirs)
+def news_minus_full(looks: pd.DataFrame, levels: Sequence[float]) -> pd.DataFrame:
+    """Bits of news under LoRA minus those under full fine-tuning, seed by seed, where both first
+    reached so many bits of docstrings: a row a setting, a column for each of `levels`, an Interval
+    in each."""
+
+    def at(setting: str, learned: float) -> list[float]:
+        return bits_by_seed(looks, setting, "chosen", "news", learned)
+
+    settings = [name for name in looks.setting.unique() if name != FULL]
+    gaps = {x: [paired_difference(at(s, x), at(FULL, x)) for s in settings] for x in levels}
+    return pd.DataFrame(gaps, settings)
 
 
 def towns_right() -> pd.DataFrame:
