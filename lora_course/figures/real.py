@@ -71,7 +71,7 @@ def nearness(queries: Sequence[str], names: Sequence[str], cosines: np.ndarray) 
         ax.text(column, row, f"{value:.2f}{mark}", ha="center", va="center", weight=weight)
     short = [query if len(query) <= 42 else query[:40] + " …" for query in queries]
     last = [name.rpartition(".")[2].replace("_", "_\n") for name in names]
-    ax.set_xticks(range(len(names)), last, size=11)
+    ax.set_xticks(range(len(names)), last)
     ax.set_yticks(range(len(queries)), short)
     ax.set_title("Which name is nearest?")
     ax.tick_params(length=0)
