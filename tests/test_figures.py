@@ -12,6 +12,7 @@ import torch
 from matplotlib.text import Text
 
 from lora_course import figures
+from lora_course.recorded_search import load_search
 from lora_lib import add_lora_to_model, freeze_non_lora_params, load_pretrained
 from lora_lib.lora import LoRALinear
 from lora_lib.rank import k90
@@ -127,6 +128,11 @@ FIGURES = {
     "step_times": ({on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in
                     ("CPU", "GPU")}, (128, 1024, 4096),
                    {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)}),
+    "search_idea": (),
+    "nearness": (["Find the indices of the first and last unmasked values."] * 5,
+                 [f"numpy.ma.{name}" for name in ("extras.notmasked_edges", "core.make_mask",
+                  "core.masked_greater", "core.getmask", "core.flatten_mask")], np.eye(5)),
+    "search_methods": load_search(),
     "from_memory": (),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip

@@ -9,5 +9,6 @@ from lora_course.figures.fig04 import *
 from lora_course.figures.fig05 import *
 from lora_course.figures.fig06 import *
 from lora_course.figures.fig07 import *
+from lora_course.figures.real import *
 from lora_course.figures.style import *
 from lora_course.figures.writing import *
