@@ -19,11 +19,13 @@ from lora_course.experiments.questions import QUESTIONS, Question, lora
 from lora_course.experiments.runs import (
     CENTRE,
     COLUMNS,
+    LOW_RANK,
     SCORES,
     SETTINGS,
     Run,
     chosen_rate,
     execute,
+    optimizer_of,
     prepare_model,
     runs_at,
 )
@@ -173,13 +175,13 @@ def recorded(method):
     return runs_at({"": settings}, at_chosen_rate(RUNS)).query("seed == 0")
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "head", "scratch", "lora-b"])
+@pytest.mark.parametrize("method", ["lora", "full", "head", "scratch", "lora-b", "dora", "pissa"])
 def test_a_recorded_run_has_as_many_trainable_parameters_as_its_model(method):
     [run] = recorded_settings(recorded(method))
     model, _ = prepare_model(run)
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     assert sum(trained) == recorded(method).trainable.item()
-    assert any(lora_layers(model)) == method.startswith("lora")
+    assert any(lora_layers(model)) == method.startswith(LOW_RANK)
     base, _ = load_pretrained()
     same = torch.equal(model.token_embedding.weight, base.token_embedding.weight)
     assert same == (method != "scratch")
@@ -187,13 +189,14 @@ def test_a_recorded_run_has_as_many_trainable_parameters_as_its_model(method):
 
 # Two hardwares (other dropout masks) differ by at most 0.02. In the table the neighbouring learning
 # rates are 0.3 and more away, the same run without dropout 0.06.
-@pytest.mark.parametrize("method", ["lora", "head"])
+@pytest.mark.parametrize("method", ["lora", "head", "dora", "pissa", "lora+16"])
 def test_the_first_25_steps_of_a_recorded_run_are_measured_again(method):
     [run] = recorded_settings(recorded(method))
     model, tokenizer = prepare_model(run)
     examples = pair_examples(load_pairs(run.script, "train"), tokenizer)
     batches = batches_by_length(examples, run.batch_size, run.seed)
-    losses = fit(model, itertools.islice(batches, 25), run.steps, run.lr)
+    first_25 = itertools.islice(batches, 25)
+    losses = fit(model, first_25, run.steps, run.lr, optimizer=optimizer_of(run, model))
     first = recorded(method).losses.item().split()[0]
     assert sum(losses) / 25 == pytest.approx(float(first), abs=0.04)
 

@@ -127,6 +127,10 @@ FIGURES = {
     "step_times": ({on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in
                     ("CPU", "GPU")}, (128, 1024, 4096),
                    {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)}),
+    "variants_at_rates": ({panel: dict.fromkeys(("LoRA", "DoRA", "LoRA+, ratio 16", LABELS[1]),
+                           LEVELS[2]) for panel in ("all at 0.002", "all at 0.01", "own rates")},),
+    "variants_by_rate": ([0.001, 0.01], {name: LEVELS[:2] for name in
+                         ("LoRA", "rsLoRA", "DoRA", "PiSSA", "LoRA+, ratio 4", "+, ratio 16")}),
     "from_memory": (),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip

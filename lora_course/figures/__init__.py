@@ -10,3 +10,4 @@ from lora_course.figures.fig05 import *
 from lora_course.figures.fig06 import *
 from lora_course.figures.fig07 import *
 from lora_course.figures.style import *
+from lora_course.figures.which_variant import *
