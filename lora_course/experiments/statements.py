@@ -26,6 +26,7 @@ from lora_course.experiments.questions import (
     REPRODUCED,
     TEN_TIMES,
     THRESHOLD,
+    VARIANTS,
     Interval,
     Question,
     Region,
@@ -133,6 +134,14 @@ COMPARISONS = (
      lora(64, alpha=16.0, rslora=True), lora(64, alpha=16.0), BETTER),
     ("frozen-a", "B alone at r = 16 minus A and B at r = 8",
      lora(16, method="lora-b"), lora(), NOT_WORSE),
+    *((statement, f"{name} minus LoRA, r = 8, each at its own rate",
+       VARIANTS[name], lora(), region, "exact_match", "exact_match")
+      for statement, region, names in (
+          ("dora", BETTER, ["DoRA"]),
+          ("pissa", BETTER, ["PiSSA"]),
+          ("lora-plus", BETTER, ["LoRA+, ratio 16"]),
+          ("variants-level", LEVEL, list(VARIANTS)[1:]))
+      for name in names),
 )
 # fmt: on
 
