@@ -60,7 +60,7 @@ def test_nothing_is_left_to_do():
 
 
 def test_every_run_is_there_once_answers_a_question_or_tunes_a_rate_and_has_its_scores():
-    assert len(RUNS) == 878 and not RUNS.duplicated(SETTINGS).any()
+    assert len(RUNS) == 1395 and not RUNS.duplicated(SETTINGS).any()
     assert list(RUNS.columns) == COLUMNS
     levels = {f"{name}, {label}": replace(level, script=CENTRE.script, lr=None)
               for name, question in QUESTIONS.items()
@@ -79,6 +79,7 @@ def test_every_run_is_there_once_answers_a_question_or_tunes_a_rate_and_has_its_
 def test_every_result_says_where_when_and_with_what_it_was_made():
     facts = json.loads((RESULTS / "provenance.json").read_text("utf-8"))
     names = {"sweep", "weight_changes", "forgetting", "geometry", "counting", "grammar"}
+    names |= {"variant_costs"}
     assert facts.keys() == names
     for made in facts.values():
         # The command as it was called then.
