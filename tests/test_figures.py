@@ -133,6 +133,10 @@ FIGURES = {
                  [f"numpy.ma.{name}" for name in ("extras.notmasked_edges", "core.make_mask",
                   "core.masked_greater", "core.getmask", "core.flatten_mask")], np.eye(5)),
     "search_methods": load_search(),
+    "variants_at_rates": ({panel: dict.fromkeys(("LoRA", "DoRA", "LoRA+, ratio 16", LABELS[1]),
+                           LEVELS[2]) for panel in ("all at 0.002", "all at 0.01", "own rates")},),
+    "variants_by_rate": ([0.001, 0.01], {name: LEVELS[:2] for name in
+                         ("LoRA", "rsLoRA", "DoRA", "PiSSA", "LoRA+, ratio 4", "+, ratio 16")}),
     "from_memory": (),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip

@@ -199,8 +199,8 @@ VARIANTS = {
     "rsLoRA": lora(rslora=True),
     "DoRA": method("dora"),
     "PiSSA": method("pissa"),
-    "LoRA+, λ = 4": method("lora+4"),
-    "LoRA+, λ = 16": method("lora+16"),
+    "LoRA+, ratio 4": method("lora+4"),
+    "LoRA+, ratio 16": method("lora+16"),
 }
 LARGE = {f"{name}, r = 64": replace(run, rank=64) for name, run in VARIANTS.items()}  # α stays 16
 SHARED_RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)  # LoRA's best is among them, with worse on each side

@@ -21,11 +21,13 @@ from lora_course.experiments.forgetting import minus_full
 from lora_course.experiments.questions import (
     CANT_TELL,
     EQUAL_BUDGET,
+    LARGE,
     NOT_REPRODUCED,
     QUESTIONS,
     REPRODUCED,
     TEN_TIMES,
     THRESHOLD,
+    VARIANTS,
     Interval,
     Question,
     Region,
@@ -133,6 +135,15 @@ COMPARISONS = (
      lora(64, alpha=16.0, rslora=True), lora(64, alpha=16.0), BETTER),
     ("frozen-a", "B alone at r = 16 minus A and B at r = 8",
      lora(16, method="lora-b"), lora(), NOT_WORSE),
+    *((statement, f"{name}, r = {run.rank}, minus LoRA, each at its own rate",
+       run, replace(run, method="lora", rslora=False), region, "exact_match", "exact_match")
+      for statement, region, names in (
+          ("dora", BETTER, ["DoRA"]),
+          ("pissa", BETTER, ["PiSSA"]),
+          ("lora-plus", BETTER, ["LoRA+, ratio 16"]),
+          ("variants-level", LEVEL, list(VARIANTS)[1:]))
+      for name in names
+      for run in (VARIANTS[name], LARGE[f"{name}, r = 64"])),
 )
 # fmt: on
 

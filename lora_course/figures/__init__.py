@@ -12,3 +12,4 @@ from lora_course.figures.fig07 import *
 from lora_course.figures.real import *
 from lora_course.figures.style import *
 from lora_course.figures.writing import *
+from lora_course.figures.which_variant import *
