@@ -9,7 +9,6 @@ from lora_course.figures.style import (
     LORA,
     TALL,
     Picture,
-    blues,
     figure,
     line,
     line_with_spread,
@@ -17,6 +16,7 @@ from lora_course.figures.style import (
     mark_recorded,
 )
 
+SHADES = [BLUES[k] for k in (0, 2, 3, 6)]  # of four ranks, with markers unlike full's
 COLORS = {"LoRA r=64": BLUES[5], "LoRA r=8": LORA, "full": FULL}
 Panel = tuple[str, str, Sequence[int], Mapping[str, Sequence[Sequence[float]]]]
 
@@ -53,8 +53,11 @@ def best_rates(
         ax.vlines(xs, below, above, color=COLORS[method], alpha=0.4, lw=5)
     ax.set_yscale("log")
     log_ticks(ax, steps)
+    shown = sorted({rate for tried in rates.values() for three in tried for rate in three})
+    ax.set_yticks(shown, [f"{rate:g}" for rate in shown])
+    ax.minorticks_off()
     ax.set(title="The rate that is best", xlabel="steps of 64 pairs", ylabel="learning rate")
-    ax.legend(loc="center right")
+    fig.legend(loc="outside lower center", ncols=len(rates))
     mark_recorded(ax)
     told = "; ".join(
         f"{method}: {', '.join(f'{best:g}' for _, best, _ in tried)}"
@@ -76,7 +79,7 @@ def capacity(
     """Against the number of pairs, a line for each rank and one for all weights: bits on unseen
     towns, {label: [seeds of each number]}, and the loss on the pairs themselves."""
     fig, (left, right) = figure(2, height=TALL)
-    colors = dict(zip(unseen, (*blues(len(unseen) - 1), FULL), strict=True))
+    colors = dict(zip(unseen, (*SHADES, FULL), strict=True))
     for label, color in colors.items():
         line_with_spread(left, pairs, unseen[label], color, label)
         line(right, pairs, learned[label], color)
