@@ -7,7 +7,9 @@ made. The levels of "one-rate" and "rslora" were changed once the first runs wer
 "pairs-by-match" and the rate of "ten-times" came last: after many passes over the pairs, bits and
 exact match want different rates, and a rival that is judged by exact match deserves the rate that
 is best for it. The level "blocks" was added to tell the output layer from the rest, and
-"dropout-short" was first asked of 60 steps of 64, in which LoRA wrote next to no name right.
+"dropout-short" was first asked of 60 steps of 64, in which LoRA wrote next to no name right. The
+shared rates of "variants" were set before its runs: LoRA's best, 0.01, and those around it; for
+r = 64 the two of "one-rate".
 """
 
 import math
@@ -192,6 +194,27 @@ DROPOUT = {
 }
 WITH_MINUS_WITHOUT = [(f"{name}, dropout 0", f"{name}, dropout 0.1") for name in SOME]
 COUNTS = (100, 300, 1000, None)
+VARIANTS = {
+    "LoRA": lora(),
+    "rsLoRA": lora(rslora=True),
+    "DoRA": method("dora"),
+    "PiSSA": method("pissa"),
+    "LoRA+, λ = 4": method("lora+4"),
+    "LoRA+, λ = 16": method("lora+16"),
+}
+LARGE = {f"{name}, r = 64": replace(run, rank=64) for name, run in VARIANTS.items()}  # α stays 16
+SHARED_RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)  # LoRA's best is among them, with worse on each side
+
+
+def at_rates(levels: dict[str, Run], rates: Sequence[float]) -> dict[str, Run]:
+    return {f"{name}, {lr:g}": replace(run, lr=lr) for lr in rates for name, run in levels.items()}
+
+
+def others_with_lora(levels: dict[str, Run], rates: Sequence[float]) -> list[tuple[str, str]]:
+    """Every level with the first, plain LoRA, at each of the rates."""
+    plain, *others = levels
+    return [(f"{name}, {lr:g}", f"{plain}, {lr:g}") for lr in rates for name in others]
+
 
 # Batch size, run length and capacity: 500 batches of 64 are 32,000 examples, twelve passes.
 BATCHES = (32, 64, 128, 256, 512)
@@ -291,6 +314,20 @@ QUESTIONS = {
          for name in ("W_q", "W_q, W_v", "attention", "all-linear") for r in (1, 2, 4, 8, 64)},
         [(f"{name}, r = {r}", f"{name}, r = 64")
          for name in ("W_q", "W_q, W_v", "attention", "all-linear") for r in (1, 8)]),
+    "variants": Question(
+        "Which variant of LoRA is best, each at a learning rate of its own?",
+        VARIANTS | {"full fine-tuning": method("full")},
+        [(name, "LoRA") for name in [*VARIANTS, "full fine-tuning"][1:]],
+        rate_by="exact_match"),
+    "variants-one-rate": Question(
+        "And if all are trained at one learning rate?",
+        at_rates(VARIANTS, SHARED_RATES), others_with_lora(VARIANTS, SHARED_RATES)),
+    "variants-64": Question(
+        "At r = 64 and α = 16, which variant is best, each at a learning rate of its own?",
+        LARGE, [(name, "LoRA, r = 64") for name in list(LARGE)[1:]], rate_by="exact_match"),
+    "variants-64-one-rate": Question(
+        "And if all are trained at one learning rate?",
+        at_rates(LARGE, (2e-3, 1e-2)), others_with_lora(LARGE, (2e-3, 1e-2))),
 
     # Findings of Schulman et al. 2025, LoRA Without Regret.
     "batch-size": Question(
