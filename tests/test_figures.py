@@ -127,15 +127,17 @@ FIGURES = {
     "step_times": ({on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in
                     ("CPU", "GPU")}, (128, 1024, 4096),
                    {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)}),
-    "bits_against": ("deeper_batches",
-                     [("125 steps", "batch size", (16, 64, 256),
-                       {name: LEVELS for name in ("LoRA r=64", "LoRA r=8", "full")}),
-                      ("Batches of 64", "steps", (62, 125, 250, 500, 1000),
-                       {"full": [*LEVELS, LEVELS[0], LEVELS[1]]})], "One."),
+    "bits_against": ("deeper_steps", [(title, label, (16, 64, 256), {f"{name}, {n}": LEVELS[2]
+                      for name in ("LoRA r=64", "LoRA r=8", "full") for n in (16, 64, 256)})
+                      for title, label in (("Batches of 64", "steps"), ("125 steps", "batch size"))
+                     ], "One."),
     "best_rates": ((62, 250, 1000), {name: [(0.002, 0.005, 0.01), (0.001, 0.002, 0.005),
                    (0.0005, 0.001, 0.002)] for name in ("LoRA r=64", "LoRA r=8", "full")}),
-    "capacity": ((300, 1000, 2637), *({name: kind for name in ("r = 1", "r = 4", "r = 16", "r = 64",
-                 "full")} for kind in (LEVELS, [0.01, 0.2, 0.9]))),
+    "capacity": ({"300": 300, "1000": 1000, "all": 2637},
+                 {f"{name}, {n}": LEVELS[2] for name in ("r = 1", "r = 4", "r = 16", "r = 64",
+                  "full") for n in ("300", "1000", "all")},
+                 {name: [0.01, 0.2, 0.9] for name in ("r = 1", "r = 4", "r = 16", "r = 64", "full")
+                  }),
     "from_memory": (),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip

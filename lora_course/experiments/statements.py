@@ -141,6 +141,8 @@ COMPARISONS = (
      lora(16, method="lora-b"), lora(), NOT_WORSE),
     ("attention-adds", "all layers of the blocks minus feed-forward alone, both at r = 8",
      lora(targets="blocks"), lora(targets="feed-forward"), NOT_BETTER),
+    ("attention-adds", "the same with as many parameters, r = 9 and r = 15",
+     EQUAL["blocks"], EQUAL["feed-forward"], NOT_BETTER),
 )
 # fmt: on
 

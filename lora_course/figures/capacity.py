@@ -18,22 +18,25 @@ from lora_course.figures.style import (
 
 SHADES = [BLUES[k] for k in (0, 2, 3, 6)]  # of four ranks, with markers unlike full's
 COLORS = {"LoRA r=64": BLUES[5], "LoRA r=8": LORA, "full": FULL}
-Panel = tuple[str, str, Sequence[int], Mapping[str, Sequence[Sequence[float]]]]
+Scores = Mapping[str, Sequence[float]]  # "method, value" → the score of each seed
 
 
-def bits_against(name: str, panels: Sequence[Panel], caption: str) -> Picture:
-    """Bits on unseen towns, a line for each method: (title, what the x-axis is, its values,
-    {method: [seeds of each value]}) a panel."""
+def bits_against(
+    name: str, panels: Sequence[tuple[str, str, Sequence[int], Scores]], caption: str
+) -> Picture:
+    """Bits on unseen towns, a line for each method: (title, what the x-axis is, its values, the
+    bits) a panel."""
     fig, axes = figure(len(panels))
     axes = [axes] if len(panels) == 1 else axes
     told = []
-    for ax, (title, label, xs, scores) in zip(axes, panels, strict=True):
-        for method, groups in scores.items():
-            line_with_spread(ax, xs, groups, COLORS[method], method)
+    for ax, (title, label, xs, bits) in zip(axes, panels, strict=True):
+        for method, color in COLORS.items():
+            groups = [list(bits[f"{method}, {x}"]) for x in xs]
+            line_with_spread(ax, xs, groups, color, method)
             means = ", ".join(f"{mean(group):.2f}" for group in groups)
             told.append(f"{title}, {method}, {label} {', '.join(map(str, xs))}: {means}")
         log_ticks(ax, xs, base=2)
-        ax.set(title=title, xlabel=label, ylim=(0, 4))
+        ax.set(title=title, xlabel=label, ylim=(0, 3.2))
         mark_recorded(ax)
     axes[0].set_ylabel("bits per character, unseen towns")
     axes[0].legend(loc="upper left" if len(panels) == 1 else "upper right")
@@ -72,33 +75,29 @@ def best_rates(
 
 
 def capacity(
-    pairs: Sequence[int],
-    unseen: Mapping[str, Sequence[Sequence[float]]],
-    learned: Mapping[str, Sequence[float]],
+    pairs: Mapping[str, int], unseen: Scores, learned: Mapping[str, Sequence[float]]
 ) -> Picture:
-    """Against the number of pairs, a line for each rank and one for all weights: bits on unseen
-    towns, {label: [seeds of each number]}, and the loss on the pairs themselves."""
+    """Against the number of pairs ({how a level names it: number}), a line for each rank and one
+    for all weights: bits on unseen towns, and {label: loss on each number of pairs themselves}."""
     fig, (left, right) = figure(2, height=TALL)
-    colors = dict(zip(unseen, (*SHADES, FULL), strict=True))
-    for label, color in colors.items():
-        line_with_spread(left, pairs, unseen[label], color, label)
-        line(right, pairs, learned[label], color)
+    counts, told = list(pairs.values()), []
+    for (label, losses), color in zip(learned.items(), (*SHADES, FULL), strict=True):
+        groups = [list(unseen[f"{label}, {n}"]) for n in pairs]
+        line_with_spread(left, counts, groups, color, label)
+        line(right, counts, losses, color)
+        means = ", ".join(f"{mean(seeds):.2f}" for seeds in groups)
+        told.append(f"{label}: unseen {means}, learned {', '.join(f'{x:.2f}' for x in losses)}")
     for ax, title, what in (
         (left, "Unseen towns", "bits per character"),
         (right, "The pairs themselves", "loss at the end of training"),
     ):
-        log_ticks(ax, pairs, form="{:,}")
+        log_ticks(ax, counts, form="{:,}")
         ax.set(title=title, xlabel="Georgian pairs to learn from", ylabel=what, ylim=(0, None))
         mark_recorded(ax)
-    fig.legend(loc="outside lower center", ncols=len(unseen))
-    told = "; ".join(
-        f"{label}: unseen {', '.join(f'{mean(seeds):.2f}' for seeds in unseen[label])}, "
-        f"learned {', '.join(f'{loss:.2f}' for loss in learned[label])}"
-        for label in unseen
-    )
+    fig.legend(loc="outside lower center", ncols=len(learned))
     return Picture(
         fig,
         "deeper_capacity",
         "Left, what carries over to other towns; right, what is kept of the pairs.",
-        f"Two panels of lines over {', '.join(f'{n:,}' for n in pairs)} pairs. {told}.",
+        f"Two panels of lines over {', '.join(f'{n:,}' for n in counts)} pairs. {'; '.join(told)}.",
     )
