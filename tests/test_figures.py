@@ -137,6 +137,17 @@ FIGURES = {
                            LEVELS[2]) for panel in ("all at 0.002", "all at 0.01", "own rates")},),
     "variants_by_rate": ([0.001, 0.01], {name: LEVELS[:2] for name in
                          ("LoRA", "rsLoRA", "DoRA", "PiSSA", "LoRA+, ratio 4", "+, ratio 16")}),
+    "bits_against": ("deeper_steps", [(title, label, (16, 64, 256), {f"{name}, {n}": LEVELS[2]
+                      for name in ("LoRA r=64", "LoRA r=8", "full") for n in (16, 64, 256)})
+                      for title, label in (("Batches of 64", "steps"), ("125 steps", "batch size"))
+                     ], "One."),
+    "best_rates": ((62, 250, 1000), {name: [(0.002, 0.005, 0.01), (0.001, 0.002, 0.005),
+                   (0.0005, 0.001, 0.002)] for name in ("LoRA r=64", "LoRA r=8", "full")}),
+    "capacity": ({"300": 300, "1000": 1000, "all": 2637},
+                 {f"{name}, {n}": LEVELS[2] for name in ("r = 1", "r = 4", "r = 16", "r = 64",
+                  "full") for n in ("300", "1000", "all")},
+                 {name: [0.01, 0.2, 0.9] for name in ("r = 1", "r = 4", "r = 16", "r = 64", "full")
+                  }),
     "from_memory": (),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip
