@@ -127,6 +127,16 @@ FIGURES = {
     "step_times": ({on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in
                     ("CPU", "GPU")}, (128, 1024, 4096),
                    {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)}),
+    "levels_used": (torch.linspace(-1, 1, 640), {"normal": torch.linspace(-1, 1, 16) ** 3,
+                                                 "even": torch.linspace(-1, 1, 16)}),
+    "memory_and_errors": ({title: {"float": {32: [0.1, 0.12]}, "normal": {4: [0.1], 3: [0.12]},
+                                   "even": {8: [0.1], 4: [0.1], 3: [0.13], 2: [0.3]}}
+                           for title in ("The base alone: Cyrillic", "With LoRA: Georgian")},
+                          {32: 3164.2, 8: 823.3, 4: 424.2, 3: 325.9, 2: 227.6}),
+    "seven_b": ({name: [16.4, 19.1, 24.7, 14.9, 16.2] for name in
+                 ("bfloat16", "NF4, bitsandbytes", "NF4, ours")},
+                ["1 row", "2 rows", "4 rows", "1 row,\ncheckpointed", "4 rows,\ncheckpointed"],
+                "Memory of a training step"),
     "from_memory": (),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip

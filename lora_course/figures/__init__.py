@@ -1,6 +1,7 @@
 """The figures of the course: each is a function that returns a Picture, with its title, caption and
 alt text."""
 
+from lora_course.figures.bits import *
 from lora_course.figures.deeper import *
 from lora_course.figures.fig01 import *
 from lora_course.figures.fig02 import *
