@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.text import Text
@@ -133,10 +134,10 @@ FIGURES = {
                                    "even": {8: [0.1], 4: [0.1], 3: [0.13], 2: [0.3]}}
                            for title in ("The base alone: Cyrillic", "With LoRA: Georgian")},
                           {32: 3164.2, 8: 823.3, 4: 424.2, 3: 325.9, 2: 227.6}),
-    "seven_b": ({name: [16.4, 19.1, 24.7, 14.9, 16.2] for name in
-                 ("bfloat16", "NF4, bitsandbytes", "NF4, ours")},
-                ["1 row", "2 rows", "4 rows", "1 row,\ncheckpointed", "4 rows,\ncheckpointed"],
-                "Memory of a training step"),
+    "seven_b": (pd.DataFrame([
+        dict(base=base, rows=rows, mode=mode, peak_gb=12.3 + rows, ms=123.4)
+        for base in ("bfloat16", "NF4, bitsandbytes", "NF4, ours")
+        for rows, mode in ((1, "train"), (2, "train"), (4, "train"), (4, "checkpointed"))]),),
     "from_memory": (),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip

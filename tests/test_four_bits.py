@@ -1,11 +1,27 @@
 """Weights in few bits: levels and bytes as bitsandbytes has them, LoRA beside them, merging, and
 the recorded runs."""
 
+from dataclasses import replace
+from itertools import islice
+
 import pytest
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from lora_course.experiments import quantised_7b
+from lora_course.experiments.quantised_runs import (
+    COLUMNS,
+    LORA,
+    PRECISIONS,
+    RESULTS,
+    at_chosen_rate,
+    errors_by_bits,
+    measure,
+    settings,
+)
+from lora_course.experiments.real_runs import Job, plan, read_rows
+from lora_course.experiments.timed_models import SEVEN_B
 from lora_course.four_bits import (
     FORMATS,
     Format,
@@ -22,6 +38,7 @@ from lora_course.four_bits import (
     regroup,
     replace_linears,
 )
+from lora_course.results import load_table
 from lora_lib.adapters import load_adapter, save_adapter
 from lora_lib.injection import (
     add_lora_to_model,
@@ -30,7 +47,10 @@ from lora_lib.injection import (
     unload_lora,
 )
 from lora_lib.lora import LoRALinear, lora_layers
+from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained
+from lora_lib.tokens import batches_by_length, pair_examples
+from lora_lib.training import fit
 
 # `get_4bit_type("nf4")` of bitsandbytes 0.50.2, which has them as constants.
 # fmt: off
@@ -255,3 +275,78 @@ def test_replace_linears_keeps_mode_and_everything_else():
     replace_linears(model, Linear16)
     assert [type(m) for m in model] == [Linear16, nn.Dropout, Linear16]
     assert not any(m.training for m in model.modules())
+
+
+# --- what is recorded ----------------------------------------------------------------------------
+
+
+def test_a_run_scores_the_base_or_the_adapter_in_every_way():
+    few = replace(LORA, task="3 bits, even", steps=2, batch_size=4, lr=1e-3)
+    row, base = measure(few, limit=3), measure(Job("3 bits, even", "base"), limit=3)
+    assert row.keys() == base.keys()
+    assert all(isinstance(row[name], int | float) for name in COLUMNS)
+    assert base["bytes_beside"] == row["bytes_requantised"] < row["bytes_beside"]
+    assert row["bytes_16_bits"] == row["bytes_original"]
+    assert row["bits_beside"] == pytest.approx(row["bits_16_bits"], rel=1e-2)
+
+
+def test_nothing_is_left_to_record_and_every_rate_has_a_worse_one_on_either_side():
+    rows = read_rows(RESULTS / "bits.csv")
+    assert list(plan(rows, settings(), "validation_exact_match")) == []
+    chosen = at_chosen_rate(load_table("bits"))
+    assert set(chosen.task) == set(PRECISIONS)
+    assert chosen.groupby("task").seed.agg(sorted).map(tuple).eq((0, 1, 2, 3, 4)).all()
+    panels = errors_by_bits(load_table("bits"))
+    sizes = [[len(e) for kind in p.values() for e in kind.values()] for p in panels.values()]
+    assert sizes == [[1] * 7, [5] * 7]
+
+
+def test_recorded_bytes_are_counted_anew():
+    table = load_table("bits")
+    table = table[table.method.eq("base")].set_index("task")
+    for name, form in PRECISIONS.items():
+        size = count_bytes(quantise_blocks(load_pretrained()[0], form))
+        assert table.bytes_beside[name] == size
+
+
+def test_the_first_steps_of_a_recorded_run_come_out_again():
+    """Up to the dropout, which another device draws otherwise."""
+    runs = at_chosen_rate(load_table("bits"))
+    [run] = runs[runs.task.eq("NF4") & runs.seed.eq(0)].itertuples()
+    torch.manual_seed(0)
+    model, tokenizer = load_pretrained(dropout=0.1)
+    quantise_blocks(model, FORMATS["NF4"])
+    add_lora_to_model(model, 8, 16.0, "all-linear")
+    freeze_non_lora_params(model)
+    examples = pair_examples(load_pairs("georgian", "train"), tokenizer)
+    losses = fit(model, islice(batches_by_length(examples, 64, 0), 25), run.steps, run.lr)
+    recorded = float(run.losses.split(" ")[0])
+    assert sum(losses) / len(losses) == pytest.approx(recorded, abs=0.1)
+
+
+def test_the_large_model_in_miniature():
+    case = replace(SEVEN_B, width=128, depth=1, batch=1, length=8, vocabulary=50)
+    rows = {}
+    for kind in ("bfloat16", "NF4, ours"):
+        model = quantised_7b.build_model(kind, case)
+        rows[kind] = quantised_7b.measure(model, case)
+        quantised = [m for m in model.modules() if isinstance(m, QuantisedLinear)]
+        assert len(quantised) == (7 if kind == "NF4, ours" else 0)
+    one, other = rows.values()
+    assert one["trainable"] == other["trainable"] > 0
+    assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+
+
+def test_quantising_seven_billion_saves_what_its_bytes_say():
+    """6.476 billion weights of the blocks, from 16 bits to 4.127; and both kernels agree."""
+    table = load_table("bits_7b")
+    stays = table.groupby("base").stays_gb.min()
+    saved = 6.476 * (16 - 4.127) / 8
+    for kind in ("NF4, bitsandbytes", "NF4, ours"):
+        assert stays["bfloat16"] - stays[kind] == pytest.approx(saved, rel=0.02)
+    losses = table.pivot(index=["rows", "mode"], columns="base", values="loss")
+    torch.testing.assert_close(
+        *(torch.tensor(losses[kind].to_numpy()) for kind in ("NF4, bitsandbytes", "NF4, ours")),
+        rtol=2e-3,
+        atol=0,
+    )

@@ -125,6 +125,20 @@ def at_chosen_rate(table):
     return runs.merge(tried.drop_duplicates("task")[["task", "lr"]])
 
 
+def errors_by_bits(table) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """Error rates of a row each: {title: {kind of levels, or "float": {bits: a list}}}."""
+    alone = table[table.method.eq("base")]
+    groups = {"The base alone: Cyrillic": alone, "With LoRA: Georgian": at_chosen_rate(table)}
+    panels = {}
+    for title, rows in groups.items():
+        panels[title] = {"float": {}, "normal": {}, "even": {}}
+        for name, form in PRECISIONS.items():
+            errors = list(rows[rows.task.eq(name)].error_rate_beside)
+            kind, bits = (form.kind, form.bits) if form else ("float", 32)
+            panels[title][kind][bits] = errors
+    return panels
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the table")

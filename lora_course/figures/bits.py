@@ -11,10 +11,8 @@ from lora_course.figures.style import (
     BLUES,
     GREY,
     MARKS,
-    NORMAL,
     TALL,
     Picture,
-    bars_with_spread,
     figure,
     line,
     mark_recorded,
@@ -96,25 +94,33 @@ def memory_and_errors(
     )
 
 
-def seven_b(peaks: Mapping[str, Sequence[float]], cases: Sequence[str], title: str) -> Picture:
-    """Gigabytes at the peak, a block of bars for each case, a bar for each kind of base."""
-    fig, ax = figure(height=NORMAL)
-    colors = (FLOATS, QUANTILES, BLUES[1])
-    groups = {name: [[value] for value in values] for name, values in peaks.items()}
-    bars_with_spread(ax, cases, groups, colors[: len(groups)])
-    for bars in ax.containers:
-        ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=12)
-    ax.set(ylabel="GB at the peak")
-    ax.set_title(title)
-    ax.legend(loc="upper left")
+def seven_b(rows) -> Picture:
+    """Memory at the peak of a training step, as bars, and its time: a block of bars for each case,
+    a bar for each kind of base (a data frame, see `lora_course.experiments.quantised_7b`)."""
+    fig, ax = figure(height=TALL)
+    kinds = list(rows.base.unique())
+    cases = list(rows[["rows", "mode"]].drop_duplicates().itertuples(index=False, name=None))
+    told = []
+    for k, (kind, color) in enumerate(zip(kinds, (FLOATS, QUANTILES, BLUES[1]), strict=False)):
+        mine = rows[rows.base.eq(kind)].set_index(["rows", "mode"]).loc[cases]
+        ys = [i + 0.27 * (k - (len(kinds) - 1) / 2) for i in range(len(cases))]
+        bars = ax.barh(ys, mine.peak_gb, 0.25, color=color, hatch=MARKS[color][1], label=kind)
+        labels = [f"{gb:.1f} GB, {ms:.0f} ms" for gb, ms in zip(mine.peak_gb, mine.ms, strict=True)]
+        ax.bar_label(bars, labels, padding=4, fontsize=12)
+        told.append(f"{kind}: {'; '.join(labels)}")
+    names = [
+        f"{n} row{'s' * (n > 1)}" + "\ncheckpointed" * (mode == "checkpointed") for n, mode in cases
+    ]
+    ax.set_yticks(range(len(cases)), names)
+    ax.set(xlabel="GB at the peak of a step", xlim=(0, 1.3 * rows.peak_gb.max()))
+    ax.set_title("A model of seven billion, LoRA r = 16, rows of 512 tokens")
+    ax.grid(axis="y", visible=False)
+    ax.invert_yaxis()
+    fig.legend(loc="outside lower center", ncols=3)
     mark_recorded(ax)
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{value:.1f}" for value in values)
-        for name, values in peaks.items()
-    )
     return Picture(
         fig,
         "bits_seven_b",
-        "The base takes a quarter; what a step computes on the way takes as much as before.",
-        f"Blocks of bars for {', '.join(cases)}: gigabytes at the peak, {told}.",
+        "Quantising saves the same gigabytes in every case; a step then takes longer.",
+        f"Bars for {', '.join(names)}: {'. '.join(told)}.".replace("\n", ", "),
     )
