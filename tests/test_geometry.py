@@ -23,16 +23,15 @@ from lora_course.experiments import forgetting as forgetting_experiment
 from lora_course.experiments.forgetting import (
     MEASURED_AT,
     SETTINGS,
-    SKILLS,
     bits_at,
     bits_by_seed,
-    examples_of,
     reached_by_all,
 )
 from lora_course.experiments.geometry import COUNTS, intruders, projections, similarities
 from lora_course.experiments.questions import SEEDS, method
 from lora_course.experiments.recording import place, record_tables
 from lora_course.experiments.runs import chosen_rate
+from lora_course.experiments.skills import SKILLS, examples_of
 from lora_course.experiments.weight_changes import CUTS
 from lora_course.results import load_runs, load_table
 from lora_lib.names import SCRIPTS, load_pairs

@@ -18,38 +18,17 @@ import pandas as pd
 from lora_course.experiments.questions import SEEDS, Interval, lora, method, paired_difference
 from lora_course.experiments.recording import in_parallel, record_tables, workers_argument
 from lora_course.experiments.runs import Run, chosen_rate, prepare_model
+from lora_course.experiments.skills import examples_of
 from lora_course.results import load_runs
 from lora_lib.model import default_device
-from lora_lib.names import BASE_SCRIPT, SCRIPTS, SECOND_SCRIPT, load_pairs
+from lora_lib.names import load_pairs
 from lora_lib.scores import bits_per_character
-from lora_lib.tokens import Example, Tokenizer, batches_by_length, name_examples, pair_examples
+from lora_lib.tokens import batches_by_length, pair_examples
 from lora_lib.training import fit
 
 MEASURED_AT = (0, 10, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)  # steps, and after the last one
-TOWNS = 1000
 FULL = "full fine-tuning"
 SETTINGS = {"LoRA r=8": lora(8), "LoRA r=64": lora(64), FULL: method("full")}
-# What the base could do. The first is asked for by the prompt that must now give Georgian, the
-# second by a prompt of its own, the third has no prompt: it goes on with a name of another script.
-SKILLS = ("Cyrillic", "Arabic", "names alone")
-
-
-def examples_of(tokenizer: Tokenizer, script: str) -> dict[str, list[Example]]:
-    """Test examples: the pairs of `script`, what is learned, and a list for each of SKILLS."""
-    others = [s for s in SCRIPTS if s != script]
-    names = [
-        name
-        for s in others
-        for name in sorted({p.target for p in load_pairs(s, "test")})[: TOWNS // len(others)]
-    ]
-    return {
-        "learned": pair_examples(load_pairs(script, "test"), tokenizer),
-        "Cyrillic": pair_examples(load_pairs(BASE_SCRIPT, "test")[:TOWNS], tokenizer),
-        "Arabic": pair_examples(
-            load_pairs(SECOND_SCRIPT, "test")[:TOWNS], tokenizer, SECOND_SCRIPT
-        ),
-        "names alone": name_examples(names, tokenizer),
-    }
 
 
 def measure(run: Run) -> list[dict]:

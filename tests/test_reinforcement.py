@@ -1,0 +1,161 @@
+"""LoRA with rewards: the gradient by hand, what is sampled and scored, and what was recorded."""
+
+import math
+from itertools import islice, product
+
+import pytest
+import torch
+from torch import nn
+
+from lora_course.experiments.rewards import load_start, other_spellings
+from lora_course.reinforcement import (
+    batches_of_names,
+    divergence,
+    grpo,
+    information,
+    log_probability,
+    policy_loss,
+    prompts_of,
+    sample,
+    score,
+)
+from lora_lib.model import SmallTransformer
+from lora_lib.names import load_pairs
+from lora_lib.tokens import Tokenizer
+
+SPELLINGS = {"Bremen": ("ბრემენი",), "Berlin": ("ბერლინი", "ბერლინ"), "Tokyo": ("ტოკიო",)}
+
+
+@pytest.fixture
+def start():
+    return load_start()
+
+
+def tiny(tokenizer):
+    torch.manual_seed(0)
+    size = len(tokenizer)
+    model = SmallTransformer(size, 16, 2, 2, size, dropout=0.0, language_model=True)
+    return model.eval()
+
+
+# --- the loss ------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_a_group_by_hand():
+    # Three letters to choose from, evenly; four samples, of which the first alone is right.
+    scores = torch.zeros(3, requires_grad=True)
+    letters = torch.tensor([0, 1, 1, 2])
+    policy_loss(scores.log_softmax(0)[letters], torch.tensor([[1.0, 0.0, 0.0, 0.0]])).backward()
+    # Advantages 3/4, −1/4, −1/4, −1/4; d log p(letter) / d scores is one-hot − 1/3, and the
+    # advantages sum to 0, so that only the one-hot parts stay.
+    assert scores.grad.tolist() == pytest.approx([-0.75 / 4, 0.5 / 4, 0.25 / 4])
+
+
+def test_on_average_it_is_the_gradient_of_the_mean_reward_but_for_the_size_of_a_group():
+    reward, samples = torch.tensor([0.2, 1.0, 0.5]), 3
+    scores = torch.tensor([0.3, -0.4, 0.8], requires_grad=True)
+    chances = scores.softmax(0)
+    [wanted] = torch.autograd.grad(chances @ reward, scores, retain_graph=True)
+    average = torch.zeros(3)
+    for group in map(list, product(range(3), repeat=samples)):  # every group that can be drawn
+        loss = policy_loss(scores.log_softmax(0)[group], reward[group].view(1, -1))
+        [gradient] = torch.autograd.grad(loss, scores)
+        average -= chances[group].prod().detach() * gradient
+    # A sample stands in the mean that it is compared with: hence (n − 1) / n.
+    torch.testing.assert_close(average, wanted * (samples - 1) / samples)
+
+
+def test_a_group_in_which_all_are_alike_teaches_nothing():
+    likelihood = torch.randn(8, requires_grad=True)
+    policy_loss(likelihood, torch.tensor([[1.0] * 4, [0.3] * 4])).backward()
+    assert likelihood.grad.abs().max() < 1e-8
+
+
+# --- samples and rewards -------------------------------------------------------------------------
+
+
+def test_letters_come_as_often_as_the_model_says(start):
+    model, tokenizer = start
+    prompts = prompts_of(["Lima"], tokenizer, model)
+    wanted = model(prompts)[0, -1].softmax(-1)
+    written = sample(model, prompts.expand(4000, -1), torch.Generator().manual_seed(0))
+    found = torch.bincount(written[:, 0], minlength=len(tokenizer)) / 4000
+    assert (found - wanted).abs().max() < 0.025  # three standard deviations are 0.024
+
+
+def test_a_sample_ends_with_eos_and_its_probability_is_the_product_of_its_letters(start):
+    model, tokenizer = start
+    prompts = prompts_of(["Bremen", "Berlin"] * 8, tokenizer, model)
+    written = sample(model, prompts, torch.Generator().manual_seed(0))
+    likelihood = log_probability(model, prompts, written)
+    assert (written == Tokenizer.EOS).any(dim=1).sum() > 8
+    for prompt, row, value in zip(prompts, written, likelihood, strict=True):
+        so_far, total = prompt, 0.0
+        for token in row:
+            if token == Tokenizer.PAD:
+                break
+            total += model(so_far[None])[0, -1].log_softmax(-1)[token].item()
+            so_far = torch.cat((so_far, token[None]))
+        assert value.item() == pytest.approx(total, abs=1e-4)
+        letters = len(so_far) - len(prompt)
+        assert (row[letters:] == Tokenizer.PAD).all()
+        assert letters == len(row) or so_far[-1] == Tokenizer.EOS
+
+
+def test_rewards_of_known_names(start):
+    tokenizer = start[1]
+    texts = ["ბრემენი", "ბრემენ", "", "ბერლინ", "ბერლინი", "ბარლინ"]
+    longest = max(map(len, texts)) + 1
+    rows = [[*tokenizer.encode(text), Tokenizer.EOS] for text in texts]
+    written = torch.tensor([row + [Tokenizer.PAD] * (longest - len(row)) for row in rows])
+    rewards = score(tokenizer, written, ["Bremen", "Berlin"], SPELLINGS)
+    wanted = [[1, 1 - 1 / 7, 0], [1, 1, 1 - 1 / 6]]  # the nearest of two spellings counts
+    torch.testing.assert_close(rewards, torch.tensor(wanted))
+
+
+def test_batches_are_of_one_length_and_an_epoch_repeats_no_name(start):
+    tokenizer = start[1]
+    names = list(other_spellings())
+    batches = list(islice(batches_of_names(names, 32, 0, tokenizer), 60))
+    assert all(len({len(tokenizer.prompt(name)) for name in batch}) == 1 for batch in batches)
+    flat = [name for batch in batches for name in batch]
+    assert len(set(flat)) == len(flat) == 60 * 32
+    assert batches != list(islice(batches_of_names(names, 32, 1, tokenizer), 60))
+    assert not set(flat) & {pair.latin for pair in load_pairs("georgian", "train")[:100]}
+
+
+def test_too_few_names_of_one_length_are_refused(start):
+    model, tokenizer = start
+    with pytest.raises(ValueError, match="no 3 of the 3 names"):
+        grpo(model, tokenizer, SPELLINGS, steps=1, lr=1e-3, names=3)
+
+
+def test_training_by_reward_alone_finds_a_recorded_spelling(start):
+    model, tokenizer = start
+    spellings = {"Bremen": SPELLINGS["Bremen"]}
+    rewards = torch.stack(grpo(model, tokenizer, spellings, steps=30, lr=1e-3, names=1, samples=16))
+    assert rewards.shape == (30, 1, 16)
+    assert rewards[0].mean() < 0.8 and rewards[-3:].mean() > 0.95
+
+
+# --- measures ------------------------------------------------------------------------------------
+
+
+def test_bits_that_a_reward_can_tell():
+    assert information(torch.ones(5, 8)) == 0
+    assert information(torch.arange(8.0).view(1, 1, 8)) == pytest.approx(3)
+    assert information(torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.0] * 4])) == pytest.approx(0.5)
+
+
+def test_divergence_is_nought_from_oneself_and_by_hand_from_another(start):
+    model, tokenizer = start
+    assert divergence(model, load_start()[0], tokenizer, ["Lima", "Bremen"]) == 0
+    ours, theirs = tiny(tokenizer), tiny(tokenizer)
+    for one in (ours, theirs):
+        nn.init.zeros_(one.classifier.weight)
+        nn.init.zeros_(one.classifier.bias)
+    with torch.no_grad():
+        ours.classifier.bias[:] = -100.0
+        ours.classifier.bias[[10, Tokenizer.EOS]] = 0.0  # one half each, at every place
+    wanted = math.log2(len(tokenizer) / 2)  # theirs: all evenly
+    assert divergence(ours, theirs, tokenizer, ["Lima"]) == pytest.approx(wanted, abs=1e-4)
