@@ -196,6 +196,13 @@ def quantise_blocks(model: nn.Module, form: Format | None) -> nn.Module:
     return model
 
 
+def block_weights(model: nn.Module) -> Tensor:
+    """All that the linear layers of the blocks compute with, in one row, codes as floats."""
+    linears = [m for m in model.blocks.modules() if isinstance(m, nn.Linear)]
+    weights = [m.dequantise() if isinstance(m, QuantisedLinear) else m.weight for m in linears]
+    return torch.cat([weight.detach().flatten() for weight in weights])
+
+
 def in_floats(model: nn.Module) -> nn.Module:
     """A copy that computes the same with its weights as floats: quicker, where memory is no matter,
     because nothing is looked up in it."""

@@ -27,6 +27,7 @@ from lora_course.four_bits import (
     Format,
     Linear16,
     QuantisedLinear,
+    block_weights,
     count_bytes,
     dequantise,
     even_levels,
@@ -258,6 +259,16 @@ def test_with_the_originals_it_is_the_plain_merge():
     other = model_with_lora(None)  # the same factors
     plain = unload_lora(other, merge=True)
     torch.testing.assert_close(merged(model, lambda linear: linear, original)(IDS), plain(IDS))
+
+
+def test_the_weights_of_the_blocks_are_what_the_layers_compute_with():
+    base = load_pretrained()[0]
+    assert block_weights(base).numel() == 4 * 12 * 128**2
+    model = quantise_blocks(load_pretrained()[0], FORMATS["NF3"])
+    first = model.blocks[0].attention.W_q.dequantise().flatten()
+    assert torch.equal(block_weights(model)[: 128**2], first)
+    error = (block_weights(model) - block_weights(base)).norm() / block_weights(base).norm()
+    assert 0.15 < error < 0.25
 
 
 def test_bytes_are_counted_once_and_by_what_is_kept():

@@ -53,7 +53,12 @@ FIRST_RATE = 1e-2
 # Where the adapter of a row ends up: left beside the base; merged with the base as it was quantised
 # and kept in 16 bits; merged with it and quantised again (what was trained in float32, to NF4);
 # merged with the base as it was before, in 16 bits.
-WAYS = ("beside", "16_bits", "requantised", "original")
+WAYS = {
+    "beside": "beside the codes",
+    "16_bits": "merged, kept in 16 bits",
+    "requantised": "merged, quantised again",
+    "original": "merged into the weights of before",
+}
 COLUMNS = [f"{score}_{way}" for way in WAYS for score in (*Scores._fields, "bytes")]
 
 
@@ -137,6 +142,26 @@ def errors_by_bits(table) -> dict[str, dict[str, dict[int, list[float]]]]:
             kind, bits = (form.kind, form.bits) if form else ("float", 32)
             panels[title][kind][bits] = errors
     return panels
+
+
+def minus_floats(table, score: str) -> dict:
+    """Precision → the LoRA runs' score minus that of those on float32, an Interval over seeds."""
+    from lora_course.experiments.questions import paired_difference
+
+    runs = at_chosen_rate(table).sort_values("seed").groupby("task")[f"{score}_beside"]
+    floats = runs.get_group("float32")
+    return {name: paired_difference(runs.get_group(name), floats) for name in FORMATS}
+
+
+def after_training(table, score: str, names: list[str]) -> list[list]:
+    """A row for each of WAYS: in words, the mean score on each precision in `names`, and the kB of
+    the first of them."""
+    runs = at_chosen_rate(table).groupby("task")
+    rows = []
+    for way, words in WAYS.items():
+        size = runs[f"bytes_{way}"].min()[names[0]]
+        rows.append([words, *runs[f"{score}_{way}"].mean()[names], round(size / 1000)])
+    return rows
 
 
 def main() -> None:

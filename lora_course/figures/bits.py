@@ -26,18 +26,20 @@ KINDS = {
 }
 
 
-def levels_used(relative: Tensor, levels: Mapping[str, Tensor]) -> Picture:
+def levels_used(weights: Tensor, levels: Mapping[str, Tensor], block: int = 64) -> Picture:
     """Where levels lie among the weights, each divided by the largest of its block, and how many
     weights lie nearest to each; `levels` by kind, "normal" and "even"."""
+    blocks = weights.view(-1, block)
+    relative = (blocks / blocks.abs().amax(dim=1, keepdim=True)).flatten()
     fig, (left, right) = figure(2)
-    left.hist(relative.flatten().tolist(), 80, density=True, color=BLUES[0])
+    left.hist(relative.tolist(), 80, density=True, color=BLUES[0])
     told, highest = [], []
     for row, (kind, values) in enumerate(levels.items()):
         name, color = KINDS[kind]
         y = [-0.12 - 0.14 * row] * len(values)
         left.plot(values, y, ls="", marker=MARKS[color][0], ms=6, color=color, label=name)
         between = (values[1:] + values[:-1]) / 2
-        codes = torch.bucketize(relative.flatten(), between)
+        codes = torch.bucketize(relative, between)
         share = (codes.bincount(minlength=len(values)) / codes.numel()).tolist()
         xs = [code + 0.42 * (row - 0.5) for code in range(len(values))]
         right.bar(xs, share, 0.4, color=color, hatch=MARKS[color][1], label=name)
