@@ -55,7 +55,7 @@ def levels_used(weights: Tensor, levels: Mapping[str, Tensor], block: int = 64) 
     return Picture(
         fig,
         "bits_levels",
-        "Quantiles lie closest where most weights are; their use is more even, and not even.",
+        "Quantiles lie closest where most weights are, so their codes are used more evenly.",
         "Left: a bell of weights, and below it sixteen marks, quantiles dense in the middle, the "
         f"others evenly spaced. Right: shares of the weights for each code, {'; '.join(told)}.",
     )
