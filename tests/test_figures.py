@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.text import Text
@@ -148,6 +149,16 @@ FIGURES = {
                   "full") for n in ("300", "1000", "all")},
                  {name: [0.01, 0.2, 0.9] for name in ("r = 1", "r = 4", "r = 16", "r = 64", "full")
                   }),
+    "levels_used": (torch.linspace(-1, 1, 640), {"normal": torch.linspace(-1, 1, 16) ** 3,
+                                                 "even": torch.linspace(-1, 1, 16)}),
+    "memory_and_errors": ({title: {"float": {32: [0.1, 0.12]}, "normal": {4: [0.1], 3: [0.12]},
+                                   "even": {8: [0.1], 4: [0.1], 3: [0.13], 2: [0.3]}}
+                           for title in ("The base alone: Cyrillic", "With LoRA: Georgian")},
+                          {32: 3164.2, 8: 823.3, 4: 424.2, 3: 325.9, 2: 227.6}),
+    "seven_b": (pd.DataFrame([
+        dict(base=base, rows=rows, mode=mode, peak_gb=12.3 + rows, ms=123.4)
+        for base in ("bfloat16", "NF4, bitsandbytes", "NF4, ours")
+        for rows, mode in ((1, "train"), (2, "train"), (4, "train"), (4, "checkpointed"))]),),
     "from_memory": (),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 alt text."""
 
 from lora_course.figures.capacity import *
+from lora_course.figures.bits import *
 from lora_course.figures.deeper import *
 from lora_course.figures.fig01 import *
 from lora_course.figures.fig02 import *
