@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from lora_course.experiments.rewards import load_start, other_spellings
+from lora_course import reinforcement
+from lora_course.experiments import rewards
+from lora_course.experiments.real_runs import job_of, make_trainable, read_rows
+from lora_course.experiments.rewards import (
+    METHODS,
+    TARGETS,
+    at_chosen_rates,
+    load_start,
+    measure,
+    other_spellings,
+)
 from lora_course.reinforcement import (
     batches_of_names,
     divergence,
@@ -19,10 +29,12 @@ from lora_course.reinforcement import (
     sample,
     score,
 )
+from lora_course.results import RESULTS, load_table
 from lora_lib.model import SmallTransformer
 from lora_lib.names import load_pairs
 from lora_lib.tokens import Tokenizer
 
+COMPARED = ["task", "method", "rank", "seed"]
 SPELLINGS = {"Bremen": ("ბრემენი",), "Berlin": ("ბერლინი", "ბერლინ"), "Tokyo": ("ტოკიო",)}
 
 
@@ -159,3 +171,35 @@ def test_divergence_is_nought_from_oneself_and_by_hand_from_another(start):
         ours.classifier.bias[[10, Tokenizer.EOS]] = 0.0  # one half each, at every place
     wanted = math.log2(len(tokenizer) / 2)  # theirs: all evenly
     assert divergence(ours, theirs, tokenizer, ["Lima"]) == pytest.approx(wanted, abs=1e-4)
+
+
+# --- what was recorded ---------------------------------------------------------------------------
+
+
+def test_every_method_has_five_seeds_at_a_rate_with_a_worse_one_on_either_side():
+    table = load_table("rewards")
+    runs = at_chosen_rates(table)
+    assert len(runs) == 2 * len(METHODS) * 5 and not table.duplicated(["lr", *COMPARED]).any()
+    for (task, rank), chosen in runs.groupby(["task", "rank"]):
+        assert list(chosen.seed) == list(range(5))
+        tried = table[table.task.eq(task) & table["rank"].eq(rank) & table.seed.isin((0, 1))]
+        means = tried.groupby("lr").validation_exact_match.mean()
+        assert min(means.index) < chosen.lr.iloc[0] < max(means.index)
+        assert means.max() == means[chosen.lr.iloc[0]]
+
+
+def test_the_start_and_the_first_steps_come_out_again_on_this_machine(monkeypatch):
+    rows = read_rows(RESULTS / "rewards.csv")
+    [recorded] = [row for row in rows if row["task"] == "start"]
+    again = measure(job_of(recorded))
+    for name in ("exact_match", "error_rate", "bits", "sampled_reward", "right_in_8", "Arabic"):
+        assert again[name] == pytest.approx(float(recorded[name]), abs=0.01), name
+    for method in ("lora", "full"):
+        first = next(row for row in rows if (row["task"], row["method"]) == ("rewards", method))
+        job = job_of(first)
+        model, tokenizer = load_start()
+        # The schedule is that of all steps; the names end after ten.
+        batches = rewards.batches_of_names(list(other_spellings()), 32, job.seed, tokenizer)
+        monkeypatch.setattr(reinforcement, "batches_of_names", lambda *a: islice(batches, 10))
+        curve = rewards.train(job, make_trainable(model, job, TARGETS), tokenizer)["curve"]
+        assert float(curve) == pytest.approx(float(first["curve"].split()[0]), abs=0.01)

@@ -168,6 +168,23 @@ def broken() -> Row:
     return {f"validation_{name}": value for name, value in worst.items()} | worst | columns
 
 
+# --- reading the table ---------------------------------------------------------------------------
+
+
+def at_chosen_rates(table: "pandas.DataFrame") -> "pandas.DataFrame":  # noqa: F821
+    """The five runs of each task, method and rank at the rate that `plan` chose, in the order of
+    the seeds, with a column `name`: "LoRA r=1", …, "full"."""
+    setting = ["task", "method", "rank", "lr"]
+    trained = table[table.lr > 0]
+    tuning = trained[trained.seed.isin(TUNING_SEEDS)]
+    scores = tuning.groupby(setting, sort=False).validation_exact_match.mean().reset_index()
+    best = scores.sort_values("validation_exact_match", ascending=False, kind="stable")
+    chosen = best.drop_duplicates(setting[:-1])[setting]
+    names = {rank: f"LoRA r={rank}" if rank else "full" for _, rank in METHODS}
+    runs = trained.merge(chosen).sort_values("seed", kind="stable")
+    return runs.assign(name=runs["rank"].map(names))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--start", action="store_true", help="train the start anew, nothing else")
