@@ -7,7 +7,9 @@ made. The levels of "one-rate" and "rslora" were changed once the first runs wer
 "pairs-by-match" and the rate of "ten-times" came last: after many passes over the pairs, bits and
 exact match want different rates, and a rival that is judged by exact match deserves the rate that
 is best for it. The level "blocks" was added to tell the output layer from the rest, and
-"dropout-short" was first asked of 60 steps of 64, in which LoRA wrote next to no name right.
+"dropout-short" was first asked of 60 steps of 64, in which LoRA wrote next to no name right. The
+shared rates of "variants" were set before its runs: LoRA's best, 0.01, and those around it; for
+r = 64 the two of "one-rate".
 """
 
 import math
@@ -124,7 +126,7 @@ class Question:
     levels: dict[str, Run]
     compared: Sequence[tuple[str, str]] = ()  # or the last level with each of the others
     beside: str = ""  # another question, for levels of it that are compared with
-    score: str = "exact_match"  # or accuracy
+    score: str = "exact_match"  # or accuracy, or bits, of which fewer are better
     rate_by: str = "bits"  # or exact_match
 
     def runs(self, runs: pd.DataFrame) -> pd.DataFrame:
@@ -192,6 +194,46 @@ DROPOUT = {
 }
 WITH_MINUS_WITHOUT = [(f"{name}, dropout 0", f"{name}, dropout 0.1") for name in SOME]
 COUNTS = (100, 300, 1000, None)
+VARIANTS = {
+    "LoRA": lora(),
+    "rsLoRA": lora(rslora=True),
+    "DoRA": method("dora"),
+    "PiSSA": method("pissa"),
+    "LoRA+, λ = 4": method("lora+4"),
+    "LoRA+, λ = 16": method("lora+16"),
+}
+LARGE = {f"{name}, r = 64": replace(run, rank=64) for name, run in VARIANTS.items()}  # α stays 16
+SHARED_RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)  # LoRA's best is among them, with worse on each side
+
+
+def at_rates(levels: dict[str, Run], rates: Sequence[float]) -> dict[str, Run]:
+    return {f"{name}, {lr:g}": replace(run, lr=lr) for lr in rates for name, run in levels.items()}
+
+
+def others_with_lora(levels: dict[str, Run], rates: Sequence[float]) -> list[tuple[str, str]]:
+    """Every level with the first, plain LoRA, at each of the rates."""
+    plain, *others = levels
+    return [(f"{name}, {lr:g}", f"{plain}, {lr:g}") for lr in rates for name in others]
+
+
+# Batch size, run length and capacity: 500 batches of 64 are 32,000 examples, twelve passes.
+BATCHES = (32, 64, 128, 256, 512)
+LENGTHS = (62, 125, 250, 500, 1000)
+WITH_HIGH_RANK = {"LoRA r=64": lora(64), "LoRA r=8": lora(), "full": method("full")}
+CAPACITY = {f"r = {r}": lora(r) for r in (1, 4, 16, 64)} | {"full": method("full")}
+
+
+def in_batches(run: Run, size: int) -> Run:
+    """The run, over as many examples as the centre sees, in batches of another size."""
+    examples = CENTRE.steps * CENTRE.batch_size
+    return replace(run, batch_size=size, steps=examples // size)
+
+
+def minus_last(levels: dict[str, Run], values: Sequence) -> list[tuple[str, str]]:
+    """Every level with the last one, at each value that `across` was given."""
+    *others, last = levels
+    return [(f"{name}, {v or 'all'}", f"{last}, {v or 'all'}") for v in values for name in others]
+
 
 # fmt: off
 QUESTIONS = {
@@ -272,5 +314,48 @@ QUESTIONS = {
          for name in ("W_q", "W_q, W_v", "attention", "all-linear") for r in (1, 2, 4, 8, 64)},
         [(f"{name}, r = {r}", f"{name}, r = 64")
          for name in ("W_q", "W_q, W_v", "attention", "all-linear") for r in (1, 8)]),
+    "variants": Question(
+        "Which variant of LoRA is best, each at a learning rate of its own?",
+        VARIANTS | {"full fine-tuning": method("full")},
+        [(name, "LoRA") for name in [*VARIANTS, "full fine-tuning"][1:]],
+        rate_by="exact_match"),
+    "variants-one-rate": Question(
+        "And if all are trained at one learning rate?",
+        at_rates(VARIANTS, SHARED_RATES), others_with_lora(VARIANTS, SHARED_RATES)),
+    "variants-64": Question(
+        "At r = 64 and α = 16, which variant is best, each at a learning rate of its own?",
+        LARGE, [(name, "LoRA, r = 64") for name in list(LARGE)[1:]], rate_by="exact_match"),
+    "variants-64-one-rate": Question(
+        "And if all are trained at one learning rate?",
+        at_rates(LARGE, (2e-3, 1e-2)), others_with_lora(LARGE, (2e-3, 1e-2))),
+
+    # Findings of Schulman et al. 2025, LoRA Without Regret.
+    "batch-size": Question(
+        "Does LoRA fall behind as batches grow, if all see the same 32,000 examples?",
+        {f"{name}, {n}": in_batches(run, n)
+         for n in BATCHES for name, run in WITH_HIGH_RANK.items()},
+        minus_last(WITH_HIGH_RANK, BATCHES), score="bits"),
+    "run-length": Question(
+        "Do short runs want a higher rate, and does LoRA need more steps?",
+        across(WITH_HIGH_RANK, "steps", LENGTHS), minus_last(WITH_HIGH_RANK, LENGTHS),
+        score="bits"),
+    "batch-in-125-steps": Question(
+        "And does LoRA fall behind as batches grow, if all take 125 steps?",
+        across({name: replace(run, steps=125) for name, run in WITH_HIGH_RANK.items()},
+               "batch_size", (16, 64, 256)), minus_last(WITH_HIGH_RANK, (16, 64, 256)),
+        score="bits"),
+    "rate-in-62-steps": Question(
+        "How do LoRA and full fine-tuning depend on the learning rate in 62 steps?",
+        {f"LoRA, {lr:g}": lora(lr=lr, steps=62) for lr in (5e-3, 1e-2, 2e-2)}
+        | {f"full, {lr:g}": method("full", lr=lr, steps=62) for lr in (2e-3, 5e-3, 1e-2)},
+        [("LoRA, 0.01", f"LoRA, {lr:g}") for lr in (5e-3, 2e-2)]
+        + [("full, 0.005", f"full, {lr:g}") for lr in (2e-3, 1e-2)], score="bits"),
+    "capacity": Question(
+        "From how many pairs on is a rank too small to hold what there is to learn?",
+        across(CAPACITY, "pairs", COUNTS[1:]), minus_last(CAPACITY, COUNTS[1:]), score="bits"),
+    "capacity-by-match": Question(
+        "And if the rate is chosen by exact match, so that the pairs are better learned by heart?",
+        across(CAPACITY, "pairs", COUNTS[1:]), minus_last(CAPACITY, COUNTS[1:]),
+        rate_by="exact_match"),
 }
 # fmt: on

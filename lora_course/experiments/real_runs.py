@@ -176,12 +176,17 @@ def record(
                 print(f"{spent:5.0f} s, {len(rows)} rows: {job}", flush=True)
 
 
-def _prepare_worker(started: Synchronized) -> None:
-    """One thread, and the next GPU in turn; `started` counts the workers."""
+def take_a_gpu(started: Synchronized) -> None:
+    """One thread, and the next GPU in turn, for this worker; `started` counts the workers."""
     with started.get_lock():
         number, started.value = started.value, started.value + 1
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
+    torch.set_num_threads(1)
+
+
+def _prepare_worker(started: Synchronized) -> None:
+    take_a_gpu(started)
     _set_precision()
 
 

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, repeat
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lora_course.results import tuning_runs
+from lora_course.variants import add_magnitudes, lora_plus, start_at_strongest
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import count_parameters
 from lora_lib.model import SmallTransformer, classifier_from, default_device
@@ -39,8 +40,10 @@ class Run:
     """One training run. Rank, alpha, rslora and targets are LoRA's, `dropout` is the base's while
     it trains; `pairs` None means all, `lr` None that it is to be chosen on validation.
 
-    Methods: "lora"; "lora-b" trains B alone and leaves A as drawn; "full"; "full-sgd", with
-    momentum instead of Adam; "head", the output layer alone; "scratch", all weights, from random.
+    Methods: "lora"; "lora-b" trains B alone and leaves A as drawn; "lora+16" trains B at 16 times
+    the rate of A, which is `lr` (any other ratio likewise); "dora"; "pissa"; "full"; "full-sgd",
+    with momentum instead of Adam; "head", the output layer alone; "scratch", all weights, from
+    random.
     """
 
     method: str = "lora"
@@ -59,6 +62,7 @@ class Run:
 
 
 CENTRE = Run()
+LOW_RANK = ("lora", "dora", "pissa")  # what the names of such methods begin with
 SETTINGS = [field.name for field in fields(Run)]
 SCORES = ["exact_match", "error_rate", "bits", "accuracy"]
 VALIDATION = [f"validation_{score}" for score in SCORES]
@@ -78,13 +82,18 @@ def prepare_model(run: Run) -> tuple[SmallTransformer, object]:
     if run.task == "same-town":
         classifier_from(model, num_classes=2)
         heads = ("classifier",)
-    if run.method.startswith("lora"):
+    if run.method.startswith(LOW_RANK):
         settings = dict(use_rslora=run.rslora, modules_to_save=heads)
         _, layers = add_lora_to_model(model, run.rank, run.alpha, TARGETS[run.targets], **settings)
         freeze_non_lora_params(model)
         if run.method == "lora-b":
             for layer in layers:
                 layer.lora_A.requires_grad_(False)
+        elif run.method == "dora":
+            add_magnitudes(model)
+        elif run.method == "pissa":
+            for layer in layers:
+                start_at_strongest(layer)
     elif run.method == "head":
         model.requires_grad_(False)
         model.classifier.requires_grad_()
@@ -119,8 +128,14 @@ def train(run: Run, model: nn.Module, tokenizer) -> list[float]:
     """Train `model` on the pairs of `run`, as it says; returns the loss of every step."""
     pairs = load_pairs(run.script, "train")[: run.pairs]
     how = dict(steps=run.steps, lr=run.lr, batch_size=run.batch_size, seed=run.seed)
-    how["optimizer"] = sgd if run.method == "full-sgd" else adamw
-    return adapt(model, tokenizer, pairs, **how)
+    return adapt(model, tokenizer, pairs, optimizer=optimizer_of(run, model), **how)
+
+
+def optimizer_of(run: Run, model: nn.Module) -> Callable[..., torch.optim.Optimizer]:
+    """(parameters, lr) → the optimizer of the run's method."""
+    if run.method.startswith("lora+"):
+        return lora_plus(model, float(run.method.removeprefix("lora+")))
+    return sgd if run.method == "full-sgd" else adamw
 
 
 def sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -141,7 +156,8 @@ def _classify(run: Run, model: nn.Module, tokenizer) -> tuple[list[float], dict,
         order = dict(shuffle=split == "train", generator=torch.Generator().manual_seed(run.seed))
         loaders[split] = DataLoader(dataset, run.batch_size, collate_fn=dataset.collate, **order)
     batches = chain.from_iterable(repeat(loaders["train"]))
-    losses = fit(model, batches, run.steps, run.lr, loss_function=classification_loss)
+    how = dict(loss_function=classification_loss, optimizer=optimizer_of(run, model))
+    losses = fit(model, batches, run.steps, run.lr, **how)
     validation, test = (accuracy(model, loaders[split]) for split in ("validation", "test"))
     return losses, {"accuracy": validation}, {"accuracy": test}
 

@@ -20,11 +20,21 @@ import torch
 from tqdm import tqdm
 
 from lora_course.experiments.questions import QUESTIONS, SEEDS, Question
+from lora_course.experiments.real_runs import take_a_gpu
 from lora_course.experiments.recording import record_provenance
-from lora_course.experiments.runs import CENTRE, COLUMNS, SETTINGS, Run, execute, runs_at
+from lora_course.experiments.runs import (
+    CENTRE,
+    COLUMNS,
+    LOW_RANK,
+    SETTINGS,
+    Run,
+    execute,
+    runs_at,
+)
 from lora_course.results import RESULTS, load_table, tuning_runs
 from lora_lib.model import default_device
 
+STARTS = {"pissa": 5e-3, "lora+4": 5e-3, "lora+16": 2e-3}  # rates to begin with
 LADDER = [float(f"{m}e{exponent}") for exponent in range(-5, 1) for m in (1, 2, 5)]
 
 
@@ -36,8 +46,10 @@ def guess(run: Run) -> float:
         return 2e-2
     if run.method == "full-sgd":
         return 1e-1
-    if not run.method.startswith("lora"):
+    if not run.method.startswith(LOW_RANK):
         return 1e-3
+    if run.method in STARTS:
+        return STARTS[run.method]
     return 2e-2 if run.rank <= 2 else 1e-2 if run.rank <= 8 else 5e-3 if run.rank <= 16 else 2e-3
 
 
@@ -84,7 +96,6 @@ def plan(runs: pd.DataFrame, questions: Iterable[Question]) -> Iterator[Run]:
 
 
 def _work(run: Run, device: str) -> dict:
-    torch.set_num_threads(1)
     return execute(run, torch.device(device))
 
 
@@ -103,12 +114,12 @@ def open_table(folder: Path) -> Path:
 
 def sweep(questions: list[Question], folder: Path, workers: int, device: str) -> None:
     """Do what `plan` asks for until nothing is left; each row is appended to the table of runs as
-    it comes."""
+    it comes. Workers share the GPUs that are there."""
     path = open_table(folder)
     # A fork of a process that has touched a GPU cannot use it: start workers afresh.
     context = multiprocessing.get_context("spawn")
     with (
-        context.Pool(workers) as pool,
+        context.Pool(workers, take_a_gpu, (context.Value("i", 0),)) as pool,
         path.open("a", encoding="utf-8", newline="") as file,
     ):
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")

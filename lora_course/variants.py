@@ -1,0 +1,104 @@
+"""What came after LoRA: DoRA, PiSSA and LoRA+, in the symbols of their papers.
+
+Each stands on `LoRALinear`: DoRA around it, PiSSA is another start of its factors, LoRA+ another
+optimizer. rsLoRA, a fourth, is built in: `add_lora_to_model(model, use_rslora=True)`.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from lora_lib.lora import LoRALinear, lora_layers
+
+
+class DoRALinear(nn.Module):
+    """A LoRA layer whose rows have lengths of their own (DoRA, Liu et al. 2024, arXiv 2402.09353).
+
+    W' = m · V / ‖V‖ with V = W + s B A (Eq. 5): LoRA turns the rows, and m, trained as well, is
+    how long they are. There is one length for every output, as in the authors' code and in PEFT;
+    m starts at ‖W‖, so that W' = W. `weight` is W' (d_out, d_in), `magnitude` is m (d_out,).
+
+    W' is computed at every call, and LoRA's dropout has no place in it. Raises TypeError unless
+    `lora` is a LoRALinear on a plain nn.Linear.
+    """
+
+    def __init__(self, lora: LoRALinear):
+        super().__init__()
+        _check_plain(lora, "DoRALinear")
+        self.lora = lora
+        self.magnitude = nn.Parameter(self._norm(lora.weight).detach())
+
+    @property
+    def weight(self) -> Tensor:
+        V = self.lora.weight
+        norm = self._norm(V).detach()  # a constant for the gradient, which saves memory (§4.3)
+        return (self.magnitude / norm)[:, None].to(V.dtype) * V
+
+    def _norm(self, V: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(V, dim=1, dtype=self.lora.lora_A.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.lora.bias)
+
+
+def add_magnitudes(model: nn.Module) -> nn.Module:
+    """Make DoRA of every LoRA layer, in place: call it last, after the freezing. Merging, saving
+    and unloading are LoRA's and know nothing of m. Raises as DoRALinear."""
+    layers = {path: m for path, m in model.named_modules() if isinstance(m, LoRALinear)}
+    for path, layer in {path: DoRALinear(layer) for path, layer in layers.items()}.items():
+        model.set_submodule(path, layer)
+    return model
+
+
+@torch.no_grad()
+def start_at_strongest(layer: LoRALinear) -> None:
+    """Let s B A be the part of W that its r largest singular values make, and freeze the rest
+    (PiSSA, Meng et al. 2024, arXiv 2404.02948, §3; their A is our B).
+
+    W + s B A is what it was, up to rounding, but `original.weight` is now the residual: the factors
+    fit no other base. Raises TypeError unless `layer` is a LoRALinear on a plain nn.Linear,
+    ValueError if r is more than the smaller side of W, or B is no longer zero.
+    """
+    _check_plain(layer, "start_at_strongest")
+    W, r = layer.original.weight, layer.rank
+    if r > min(W.shape) or layer.lora_B.any():
+        raise ValueError(
+            f"PiSSA starts a new layer whose rank is at most {min(W.shape)}, the smaller side of "
+            f"W; this one has rank {r}, and its largest entry of B is {layer.lora_B.abs().max()}"
+        )
+    U, S, Vt = torch.linalg.svd(W.to(layer.lora_A.dtype), full_matrices=False)
+    root = (S[:r] / layer.scaling).sqrt()
+    layer.lora_B.copy_(U[:, :r] * root)
+    layer.lora_A.copy_(root[:, None] * Vt[:r])
+    W.copy_(W - layer.delta_weight())
+
+
+def lora_plus(model: nn.Module, ratio: float) -> Callable[[list[nn.Parameter], float], Optimizer]:
+    """An `optimizer` for `fit` and `adapt`, the course's AdamW at two rates: `lr` for A and what
+    else is trained, `ratio` · `lr` for every B (LoRA+, Hayou et al. 2024, arXiv 2402.12354, where
+    the ratio is λ; PEFT's example takes 16).
+
+    Raises ValueError for a ratio that is not positive, or a model without LoRA layers.
+    """
+    Bs = [layer.lora_B for layer in lora_layers(model)]
+    if not ratio > 0 or not Bs:
+        raise ValueError(
+            f"LoRA+ needs a positive ratio and a model with LoRA layers; got ratio {ratio} and "
+            f"{len(Bs)} layers: call add_lora_to_model(model) first"
+        )
+
+    def optimizer(parameters: list[nn.Parameter], lr: float) -> Optimizer:
+        others = [p for p in parameters if not any(p is B for B in Bs)]
+        groups = [{"params": others}, {"params": Bs, "lr": ratio * lr}]
+        return AdamW(groups, lr, weight_decay=0.01, fused=True)
+
+    return optimizer
+
+
+def _check_plain(layer: LoRALinear, name: str) -> None:
+    if not isinstance(layer, LoRALinear) or type(layer.original) is not nn.Linear:
+        given = f"LoRA on {type(layer.original)}" if isinstance(layer, LoRALinear) else type(layer)
+        raise TypeError(f"{name} takes a LoRALinear whose original is an nn.Linear; got {given}")

@@ -1,0 +1,159 @@
+"""DoRA, PiSSA and LoRA+ compute what PEFT's do, and start at the base model."""
+
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from torch import nn
+
+from lora_course.variants import DoRALinear, add_magnitudes, lora_plus, start_at_strongest
+from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
+from lora_lib.lora import LoRALinear, lora_layers
+from lora_lib.training import adamw, training_steps
+
+
+def dora(linear, rank, alpha):
+    layer = DoRALinear(LoRALinear(linear, rank, alpha))
+    return layer, (layer.lora.lora_A, layer.lora.lora_B, layer.magnitude)
+
+
+def pissa(linear, rank, alpha):
+    layer = LoRALinear(linear, rank, alpha)
+    start_at_strongest(layer)
+    return layer, (layer.lora_A, layer.lora_B)
+
+
+def rslora(linear, rank, alpha):
+    layer = LoRALinear(linear, rank, alpha, use_rslora=True)
+    return layer, (layer.lora_A, layer.lora_B)
+
+
+VARIANTS = {  # ours, and what PEFT is told
+    dora: dict(use_dora=True),
+    pissa: dict(init_lora_weights="pissa"),
+    rslora: dict(use_rslora=True),
+}
+
+
+def pefts(linear, rank, alpha, **settings):
+    settings |= dict(r=rank, lora_alpha=alpha, target_modules=["0"])
+    layer = get_peft_model(nn.Sequential(linear), LoraConfig(**settings)).base_model.model[0]
+    factors = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    if settings.get("use_dora"):
+        factors.append(layer.lora_magnitude_vector["default"].weight)
+    return layer, factors
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("d_in, d_out, rank", [(12, 7, 4), (7, 12, 3), (33, 48, 8)])
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.__name__)
+def test_a_variant_starts_at_the_base_and_computes_what_pefts_does(
+    variant, d_in, d_out, rank, bias
+):
+    torch.manual_seed(0)
+    x, alpha = torch.randn(5, d_in), 3.0 * rank
+    linear, twin = (nn.Linear(d_in, d_out, bias) for _ in range(2))
+    twin.load_state_dict(linear.state_dict())
+    W, plain = linear.weight.detach().clone(), linear(x).detach()
+    ours, factors = variant(linear, rank, alpha)
+    theirs, their_factors = pefts(twin, rank, alpha, **VARIANTS[variant])
+    torch.testing.assert_close(ours(x), plain)
+    torch.testing.assert_close(ours.weight, W)
+    if variant is pissa:
+        torch.testing.assert_close(ours.delta_weight(), theirs.get_delta_weight("default"))
+        assert torch.linalg.matrix_norm(ours.original.weight, 2) < torch.linalg.matrix_norm(W, 2)
+    with torch.no_grad():  # as if trained
+        for factor, their_factor in zip(factors, their_factors, strict=True):
+            factor += 0.3 * torch.randn(factor.shape)
+            their_factor.copy_(factor)
+    results = []
+    for layer, trained in ((ours, factors), (theirs, their_factors)):
+        leaf = x.clone().requires_grad_()
+        output = layer(leaf)
+        gradients = torch.autograd.grad((output * output.detach().sin()).sum(), (leaf, *trained))
+        results.append((output, *gradients))
+    assert (results[0][0] - plain).abs().max() > 0.1
+    for mine, peft in zip(*results, strict=True):
+        torch.testing.assert_close(mine, peft, rtol=0, atol=1e-5 * peft.abs().max().item())
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+
+
+def test_lora_plus_gives_every_parameter_the_rate_that_peft_gives_it():
+    ours = add_lora_to_model(small(), 2, 4.0, "all-linear")[0]
+    freeze_non_lora_params(ours)
+    theirs = get_peft_model(small(), LoraConfig(r=2, target_modules=["0", "2"]))
+    trained = [p for p in ours.parameters() if p.requires_grad]
+    optimizers = (
+        lora_plus(ours, 16.0)(trained, 1e-3),
+        create_loraplus_optimizer(theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0),
+    )
+    rates = []
+    for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+        names = {p: name for name, p in model.named_parameters()}
+        rates.append(
+            {names[p].removeprefix("base_model.model.").replace(".default.weight", ""): group["lr"]
+             for group in optimizer.param_groups for p in group["params"]}
+        )  # fmt: skip
+    assert rates[0] == rates[1] and len(rates[0]) == 4
+    assert set(rates[0].values()) == {1e-3, 16e-3}
+
+
+def losses(alpha, optimizer, use_rslora=False, **settings):
+    model = add_lora_to_model(small(), 4, alpha, "all-linear", use_rslora=use_rslora)[0]
+    freeze_non_lora_params(model)
+    x, y = torch.randn(20, 6, dtype=torch.float64), torch.randn(20, 4, dtype=torch.float64)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    stepper = optimizer(model)(trained, 1e-2)
+    for group in stepper.param_groups:
+        group.update(settings)
+    loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()  # noqa: E731
+    return torch.tensor(list(training_steps(model, [(x, y)] * 30, stepper, loss)))
+
+
+def test_lora_plus_and_rslora_are_lora_with_another_alpha():
+    exact = dict(weight_decay=0.0, eps=1e-30)  # Adam then does not see how large a gradient is
+    plus = losses(2.0, lambda model: lora_plus(model, 16.0), **exact)
+    torch.testing.assert_close(plus, losses(32.0, lambda _: adamw, **exact))
+    assert (plus - losses(2.0, lambda _: adamw, **exact)).abs().max() > 0.1
+    root = losses(2.0, lambda _: adamw, use_rslora=True)
+    assert torch.equal(root, losses(4.0, lambda _: adamw))
+
+
+def test_what_no_variant_can_stand_on_is_refused():
+    linear = nn.Linear(4, 3)
+    for make in (DoRALinear, start_at_strongest):
+        with pytest.raises(TypeError, match=r"whose original is an nn.Linear; got .*Linear'"):
+            make(linear)
+    trained = LoRALinear(linear, 2)
+    nn.init.ones_(trained.lora_B)
+    for layer in (trained, LoRALinear(linear, 4)):
+        with pytest.raises(ValueError, match=rf"at most 3, .* has rank {layer.rank}, .* of B is"):
+            start_at_strongest(layer)
+    with_lora = add_lora_to_model(small(), 2, 4.0, ["0"])[0]
+    for ratio, model in ((16.0, nn.Sequential(linear)), (0.0, with_lora)):
+        with pytest.raises(ValueError, match=rf"got ratio {ratio} and [01] layers"):
+            lora_plus(model, ratio)
+
+
+def test_in_half_precision_dora_computes_in_the_bases_dtype():
+    model = nn.Sequential(nn.Linear(6, 5)).bfloat16()
+    x = torch.randn(3, 6, dtype=torch.bfloat16)
+    plain = model(x)
+    add_magnitudes(add_lora_to_model(model, 2, 4.0, "all-linear")[0])
+    output = model(x)
+    assert output.dtype == torch.bfloat16 and model[0].magnitude.dtype == torch.float32
+    torch.testing.assert_close(output, plain)
+    assert len(list(lora_layers(model))) == 1
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():  # transformers' own, when PEFT loads
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
