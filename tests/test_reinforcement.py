@@ -10,12 +10,12 @@ from torch import nn
 from lora_course import reinforcement
 from lora_course.experiments import rewards
 from lora_course.experiments.real_runs import job_of, make_trainable, read_rows
+from lora_course.experiments.reward_results import NAMES, runs_at_chosen_rates
 from lora_course.experiments.rewards import (
-    METHODS,
+    FIRST_RATES,
     TARGETS,
-    at_chosen_rates,
+    TUNING_SEEDS,
     load_start,
-    measure,
     other_spellings,
 )
 from lora_course.reinforcement import (
@@ -32,9 +32,9 @@ from lora_course.reinforcement import (
 from lora_course.results import RESULTS, load_table
 from lora_lib.model import SmallTransformer
 from lora_lib.names import load_pairs
+from lora_lib.scores import evaluate
 from lora_lib.tokens import Tokenizer
 
-COMPARED = ["task", "method", "rank", "seed"]
 SPELLINGS = {"Bremen": ("ბრემენი",), "Berlin": ("ბერლინი", "ბერლინ"), "Tokyo": ("ტოკიო",)}
 
 
@@ -178,22 +178,21 @@ def test_divergence_is_nought_from_oneself_and_by_hand_from_another(start):
 
 def test_every_method_has_five_seeds_at_a_rate_with_a_worse_one_on_either_side():
     table = load_table("rewards")
-    runs = at_chosen_rates(table)
-    assert len(runs) == 2 * len(METHODS) * 5 and not table.duplicated(["lr", *COMPARED]).any()
-    for (task, rank), chosen in runs.groupby(["task", "rank"]):
+    runs = runs_at_chosen_rates(table)
+    assert set(runs) == {(task, name) for task in FIRST_RATES for name in NAMES.values()}
+    for (task, _), chosen in runs.items():
         assert list(chosen.seed) == list(range(5))
-        tried = table[table.task.eq(task) & table["rank"].eq(rank) & table.seed.isin((0, 1))]
-        means = tried.groupby("lr").validation_exact_match.mean()
-        assert min(means.index) < chosen.lr.iloc[0] < max(means.index)
-        assert means.max() == means[chosen.lr.iloc[0]]
+        tried = table[table.task.eq(task) & table["rank"].eq(chosen["rank"][0])]
+        means = tried[tried.seed.isin(TUNING_SEEDS)].groupby("lr").validation_exact_match.mean()
+        best = chosen.lr[0]
+        assert means.index.min() < best < means.index.max() and means.max() == means[best]
 
 
 def test_the_start_and_the_first_steps_come_out_again_on_this_machine(monkeypatch):
     rows = read_rows(RESULTS / "rewards.csv")
     [recorded] = [row for row in rows if row["task"] == "start"]
-    again = measure(job_of(recorded))
-    for name in ("exact_match", "error_rate", "bits", "sampled_reward", "right_in_8", "Arabic"):
-        assert again[name] == pytest.approx(float(recorded[name]), abs=0.01), name
+    for name, value in evaluate(*load_start(), "georgian")._asdict().items():
+        assert value == pytest.approx(float(recorded[name]), abs=0.01), name
     # The schedule is that of all steps; the names end after ten.
     ten_steps = lambda *a: islice(batches_of_names(*a), 10)  # noqa: E731
     for module in (reinforcement, rewards):

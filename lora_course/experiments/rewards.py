@@ -47,6 +47,7 @@ from lora_lib.training import adapt, fit
 
 START = Path(__file__).parent / "results" / "rewards_start"
 FIRST_PAIRS = 100
+SAMPLES = 8  # of a name, in a step
 TARGETS = {"all linear": "all-linear"}
 TUNING_SEEDS = (0, 1)
 SKILL_TOWNS = 300  # what is forgotten is measured on so many
@@ -109,8 +110,10 @@ def train(job: Job, model: SmallTransformer, tokenizer: Tokenizer) -> Row:
     if job.task == "answers":
         batches = answer_batches(job, tokenizer)
         return {"curve": thinned(fit(model, batches, job.steps, job.lr)), "reward_bits": ""}
-    how = dict(steps=job.steps, lr=job.lr, names=job.batch_size, seed=job.seed)
-    rewards = torch.stack(grpo(model, tokenizer, spellings, **how))  # (steps, names, samples)
+    how = dict(steps=job.steps, lr=job.lr, names=job.batch_size, samples=SAMPLES)
+    rewards = torch.stack(
+        grpo(model, tokenizer, spellings, seed=job.seed, **how)
+    )  # (steps, names, samples)
     curve = thinned(rewards.mean(dim=(1, 2)).tolist())
     return {"curve": curve, "reward_bits": information(rewards)}
 
@@ -166,23 +169,6 @@ def broken() -> Row:
     worst = Scores(0.0, float("inf"), float("inf"))._asdict()
     columns = {"sampled_reward": "", "right_in_8": 0.0, "kl": ""} | dict.fromkeys(SKILLS, "")
     return {f"validation_{name}": value for name, value in worst.items()} | worst | columns
-
-
-# --- reading the table ---------------------------------------------------------------------------
-
-
-def at_chosen_rates(table: "pandas.DataFrame") -> "pandas.DataFrame":  # noqa: F821
-    """The five runs of each task, method and rank at the rate that `plan` chose, in the order of
-    the seeds, with a column `name`: "LoRA r=1", …, "full"."""
-    setting = ["task", "method", "rank", "lr"]
-    trained = table[table.lr > 0]
-    tuning = trained[trained.seed.isin(TUNING_SEEDS)]
-    scores = tuning.groupby(setting, sort=False).validation_exact_match.mean().reset_index()
-    best = scores.sort_values("validation_exact_match", ascending=False, kind="stable")
-    chosen = best.drop_duplicates(setting[:-1])[setting]
-    names = {rank: f"LoRA r={rank}" if rank else "full" for _, rank in METHODS}
-    runs = trained.merge(chosen).sort_values("seed", kind="stable")
-    return runs.assign(name=runs["rank"].map(names))
 
 
 def main() -> None:

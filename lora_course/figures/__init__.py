@@ -9,5 +9,5 @@ from lora_course.figures.fig04 import *
 from lora_course.figures.fig05 import *
 from lora_course.figures.fig06 import *
 from lora_course.figures.fig07 import *
-from lora_course.figures.rewards import *
+from lora_course.figures.fig_rewards import *
 from lora_course.figures.style import *
