@@ -1,6 +1,7 @@
 """Figures of going_deeper/reinforcement: rewards rise, and where they lead."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from statistics import mean
 
 from torch import Tensor
@@ -81,9 +82,8 @@ def rewards_or_answers(
     left.legend(loc="lower right")
     groups = {name: [of[name] for of in scores.values()] for name in curves}
     bars_with_spread(right, list(scores), groups, list(REWARDED.values()))
-    right.axhline(start, color=GREY, ls="--", label="the start")
+    right.axhline(start, color=GREY, ls="--")
     right.set(title="Names right, unseen towns", ylim=(0, None))
-    right.legend(*right.get_legend_handles_labels(), loc="upper left", ncols=1)
     for ax in (left, right):
         mark_recorded(ax)
     rise = "; ".join(
@@ -97,7 +97,7 @@ def rewards_or_answers(
     return Picture(
         fig,
         "deeper_rewards_or_answers",
-        "Bands and lines on bars run from the lowest to the highest of five seeds.",
+        "Bands, and lines on bars, run from the lowest to the highest seed. Dashed: the start.",
         f"Left: mean reward against the step: {rise}. Right: names right on test towns. {told}. "
         f"Start: {start:.2f}.",
     )
@@ -111,7 +111,8 @@ def distance_and_forgetting(
     """Bits of an old skill against the distance from the start, a point a run: filled after
     rewards, open after answers; `start` is the row of the start."""
     fig, ax = figure()
-    for (task, name), run in runs.items():
+    for name, task in product(REWARDED, ("rewards", "answers")):
+        run = runs[task, name]
         ax.plot(
             run.kl,
             run[skill],
@@ -123,7 +124,7 @@ def distance_and_forgetting(
         )
     ax.axhline(start[skill], color=GREY, ls="--", label="the start")
     ax.set(xlabel="KL divergence from the start, bits per character", ylabel=f"bits of {skill}")
-    ax.set(title="How far a run went, and what it forgot", xlim=(0, None))
+    ax.set(title="How far a run went, and what it forgot")
     fig.legend(loc="outside right center")
     mark_recorded(ax)
     told = "; ".join(
