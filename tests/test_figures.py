@@ -14,6 +14,7 @@ from matplotlib.text import Text
 
 from lora_course import figures
 from lora_course.recorded_search import load_search
+from lora_course.experiments.reward_results import load_reward_runs
 from lora_lib import add_lora_to_model, freeze_non_lora_params, load_pretrained
 from lora_lib.lora import LoRALinear
 from lora_lib.rank import k90
@@ -109,6 +110,9 @@ FIGURES = {
     "methods_by_script": ({name: [LEVELS[2]] * 6 for name in LABELS}, SIX),
     "scores_by_pairs": ((100, 300, 1000, 2637),
                         {LABELS[k]: [*LEVELS, LEVELS[2]] for k in (0, 1, 2, 5)}),
+    "live_rewards": (torch.rand(60, 16, 8),),
+    "rewards_or_answers": (load_reward_runs()[1], 0.1),
+    "distance_and_forgetting": (load_reward_runs()[1], {"names alone": 6.2}, "names alone"),
     "clinic": ({name: {"losses": [5.0, 3.0, 2.0]} for name in ("healthy", *"ABCDE")},),
     "attention_maps": ({name: (torch.ones(12, 14), "Петрозаводск") for name in ("base", "adapted")},
                        ["BOS", *"Petrozavodsk", "SEP"]),

@@ -43,6 +43,8 @@ from lora_course.experiments.questions import (
     number,
     paired_difference,
 )
+from lora_course.experiments.reward_results import NAMES, runs_at_chosen_rates
+from lora_course.experiments.reward_results import minus as minus_of_rewards
 from lora_course.experiments.runs import Run, chosen_rate, runs_at, tried_runs
 from lora_course.results import load_table
 from lora_lib.adapters import load_adapter
@@ -252,6 +254,20 @@ def forgotten(looks: pd.DataFrame) -> Iterator[Measure]:
             yield Measure("forgetting", f"not judged: {skill}, r = {r}, {words}", found)
 
 
+def with_rewards(table: pd.DataFrame) -> Iterator[Measure]:
+    runs = runs_at_chosen_rates(table)
+    for task, region in (("rewards", NOT_WORSE), ("answers", None)):
+        found = minus_of_rewards(runs, (task, "LoRA r=1"), (task, "full"))
+        yield Measure("rank-1-rewards", f"{task}: r = 1 minus full, names right", found, region)
+    for name in NAMES.values():
+        pair = ("rewards", name), ("answers", name)
+        found = minus_of_rewards(runs, *pair, score="names alone")
+        words = f"names alone: bits after rewards minus after answers, {name}"
+        yield Measure("rewards-forget-less", words, found, FEWER_BITS)
+        found = minus_of_rewards(runs, *pair, score="kl")
+        yield Measure("rewards-forget-less", f"KL from the start, the same, {name}", found)
+
+
 def what_changes(table: Callable[[str], pd.DataFrame]) -> Iterator[Measure]:
     cuts = table("cuts").pivot(index="seed", columns="rank", values="exact_match")
     words = "exact match with every ΔW cut to rank 8, minus uncut"
@@ -402,6 +418,8 @@ def verdicts(table: Callable[[str], pd.DataFrame] = load_table) -> pd.DataFrame:
     runs = table("runs")
     measures = [*compare(runs), *highest_rank(runs), *learning_rates(runs), *costs(runs)]
     measures += [*forgotten(table("forgetting")), *what_changes(table), *without_regret(runs)]
+    measures += [*forgotten(table("forgetting")), *what_changes(table)]
+    measures += with_rewards(table("rewards"))
     rows = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     for key, row in rows.items():
         mine = [measure for measure in measures if measure.statement == key]

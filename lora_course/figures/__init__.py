@@ -12,6 +12,7 @@ from lora_course.figures.fig05 import *
 from lora_course.figures.fig06 import *
 from lora_course.figures.fig07 import *
 from lora_course.figures.real import *
+from lora_course.figures.fig_rewards import *
 from lora_course.figures.style import *
 from lora_course.figures.writing import *
 from lora_course.figures.which_variant import *
