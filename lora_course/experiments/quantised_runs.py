@@ -3,7 +3,7 @@
 The base in each precision writes Cyrillic, as it had learned to. Then LoRA of r = 8 on all linear
 layers learns Georgian on it, 500 steps of 64, five seeds, each precision at its own rate, chosen by
 exact match on validation. What was learned is then measured beside the base, and merged in three
-ways. About a minute and a half on four GPUs.
+ways. Minutes on four GPUs.
 
 The table `bits` has a row a run; its `task` is the precision.
 """
