@@ -19,11 +19,13 @@ from lora_course.experiments.questions import QUESTIONS, Question, lora
 from lora_course.experiments.runs import (
     CENTRE,
     COLUMNS,
+    LOW_RANK,
     SCORES,
     SETTINGS,
     Run,
     chosen_rate,
     execute,
+    optimizer_of,
     prepare_model,
     runs_at,
 )
@@ -58,7 +60,7 @@ def test_nothing_is_left_to_do():
 
 
 def test_every_run_is_there_once_answers_a_question_or_tunes_a_rate_and_has_its_scores():
-    assert len(RUNS) == 878 and not RUNS.duplicated(SETTINGS).any()
+    assert len(RUNS) == 1395 and not RUNS.duplicated(SETTINGS).any()
     assert list(RUNS.columns) == COLUMNS
     levels = {f"{name}, {label}": replace(level, script=CENTRE.script, lr=None)
               for name, question in QUESTIONS.items()
@@ -77,6 +79,7 @@ def test_every_run_is_there_once_answers_a_question_or_tunes_a_rate_and_has_its_
 def test_every_result_says_where_when_and_with_what_it_was_made():
     facts = json.loads((RESULTS / "provenance.json").read_text("utf-8"))
     names = {"sweep", "weight_changes", "forgetting", "geometry", "counting", "grammar"}
+    names |= {"variant_costs"}
     assert facts.keys() == names
     for made in facts.values():
         # The command as it was called then.
@@ -173,13 +176,13 @@ def recorded(method):
     return runs_at({"": settings}, at_chosen_rate(RUNS)).query("seed == 0")
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "head", "scratch", "lora-b"])
+@pytest.mark.parametrize("method", ["lora", "full", "head", "scratch", "lora-b", "dora", "pissa"])
 def test_a_recorded_run_has_as_many_trainable_parameters_as_its_model(method):
     [run] = recorded_settings(recorded(method))
     model, _ = prepare_model(run)
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     assert sum(trained) == recorded(method).trainable.item()
-    assert any(lora_layers(model)) == method.startswith("lora")
+    assert any(lora_layers(model)) == method.startswith(LOW_RANK)
     base, _ = load_pretrained()
     same = torch.equal(model.token_embedding.weight, base.token_embedding.weight)
     assert same == (method != "scratch")
@@ -187,13 +190,14 @@ def test_a_recorded_run_has_as_many_trainable_parameters_as_its_model(method):
 
 # Two hardwares (other dropout masks) differ by at most 0.02. In the table the neighbouring learning
 # rates are 0.3 and more away, the same run without dropout 0.06.
-@pytest.mark.parametrize("method", ["lora", "head"])
+@pytest.mark.parametrize("method", ["lora", "head", "dora", "pissa", "lora+16"])
 def test_the_first_25_steps_of_a_recorded_run_are_measured_again(method):
     [run] = recorded_settings(recorded(method))
     model, tokenizer = prepare_model(run)
     examples = pair_examples(load_pairs(run.script, "train"), tokenizer)
     batches = batches_by_length(examples, run.batch_size, run.seed)
-    losses = fit(model, itertools.islice(batches, 25), run.steps, run.lr)
+    first_25 = itertools.islice(batches, 25)
+    losses = fit(model, first_25, run.steps, run.lr, optimizer=optimizer_of(run, model))
     first = recorded(method).losses.item().split()[0]
     assert sum(losses) / 25 == pytest.approx(float(first), abs=0.04)
 
