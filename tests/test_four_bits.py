@@ -20,7 +20,9 @@ from lora_course.experiments.quantised_runs import (
     measure,
     settings,
 )
+from lora_course.experiments.questions import NOT_REPRODUCED, REPRODUCED
 from lora_course.experiments.real_runs import Job, plan, read_rows
+from lora_course.experiments.statements import decide, in_few_bits
 from lora_course.experiments.timed_models import SEVEN_B
 from lora_course.four_bits import (
     FORMATS,
@@ -310,6 +312,25 @@ def test_nothing_is_left_to_record_and_every_rate_has_a_worse_one_on_either_side
     panels = errors_by_bits(load_table("bits"))
     sizes = [[len(e) for kind in p.values() for e in kind.values()] for p in panels.values()]
     assert sizes == [[1] * 7, [5] * 7]
+
+
+def test_other_scores_give_another_verdict():
+    table = load_table("bits")
+    on_nf4 = table.task.eq("NF4") & table.method.eq("lora")
+
+    def verdict(statement: str, table) -> str:
+        return decide([m for m in in_few_bits(table) if m.statement == statement])[0]
+
+    for by, four_bits, better in (
+        (-0.1, NOT_REPRODUCED, NOT_REPRODUCED),
+        (0.1, REPRODUCED, NOT_REPRODUCED),
+    ):
+        moved = table.copy()
+        moved.loc[on_nf4, "exact_match_beside"] += by
+        assert verdict("four-bits", moved) == four_bits
+        assert verdict("normal-levels", moved) == better
+        moved.loc[on_nf4, "bits_beside"] -= by
+    assert verdict("normal-levels", moved) == REPRODUCED  # both scores, at 0.1
 
 
 def test_recorded_bytes_are_counted_anew():

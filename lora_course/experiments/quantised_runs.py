@@ -3,7 +3,7 @@
 The base in each precision writes Cyrillic, as it had learned to. Then LoRA of r = 8 on all linear
 layers learns Georgian on it, 500 steps of 64, five seeds, each precision at its own rate, chosen by
 exact match on validation. What was learned is then measured beside the base, and merged in three
-ways. About a minute and a half on four GPUs.
+ways. Minutes on four GPUs.
 
 The table `bits` has a row a run; its `task` is the precision.
 """
@@ -144,13 +144,12 @@ def errors_by_bits(table) -> dict[str, dict[str, dict[int, list[float]]]]:
     return panels
 
 
-def minus_floats(table, score: str) -> dict:
-    """Precision → the LoRA runs' score minus that of those on float32, an Interval over seeds."""
+def minus(table, ours: str, theirs: str, score: str):
+    """The score beside a base of the precision `ours` minus that of `theirs`: an Interval."""
     from lora_course.experiments.questions import paired_difference
 
     runs = at_chosen_rate(table).sort_values("seed").groupby("task")[f"{score}_beside"]
-    floats = runs.get_group("float32")
-    return {name: paired_difference(runs.get_group(name), floats) for name in FORMATS}
+    return paired_difference(*(runs.get_group(name) for name in (ours, theirs)))
 
 
 def after_training(table, score: str, names: list[str]) -> list[list]:

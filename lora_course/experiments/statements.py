@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lora_course.directions import nearest_cosines_by_chance
 from lora_course.experiments.forgetting import minus_full
+from lora_course.experiments.quantised_runs import minus as minus_of_precisions
 from lora_course.experiments.questions import (
     CANT_TELL,
     CAPACITY,
@@ -254,6 +255,20 @@ def forgotten(looks: pd.DataFrame) -> Iterator[Measure]:
             yield Measure("forgetting", f"not judged: {skill}, r = {r}, {words}", found)
 
 
+def in_few_bits(table: pd.DataFrame) -> Iterator[Measure]:
+    judged = {"exact_match": NOT_WORSE, "bits": NOT_MORE_BITS}
+    for name, regions in (("NF4", judged), ("3 bits, even", {}), ("2 bits, even", {})):
+        for score in ("exact_match", "bits"):
+            found = minus_of_precisions(table, name, "float32", score)
+            words = f"LoRA on {name}, minus on float32, {score.replace('_', ' ')}"
+            yield Measure("four-bits", words, found, regions.get(score))
+    for bits in (4, 3):
+        for score, region in (("exact_match", BETTER), ("bits", FEWER_BITS)):
+            found = minus_of_precisions(table, f"NF{bits}", f"{bits} bits, even", score)
+            words = f"LoRA on NF{bits}, minus on {bits} bits, even, {score.replace('_', ' ')}"
+            yield Measure("normal-levels", words, found, region if bits == 4 else None)
+
+
 def with_rewards(table: pd.DataFrame) -> Iterator[Measure]:
     runs = runs_at_chosen_rates(table)
     for task, region in (("rewards", NOT_WORSE), ("answers", None)):
@@ -418,7 +433,7 @@ def verdicts(table: Callable[[str], pd.DataFrame] = load_table) -> pd.DataFrame:
     runs = table("runs")
     measures = [*compare(runs), *highest_rank(runs), *learning_rates(runs), *costs(runs)]
     measures += [*forgotten(table("forgetting")), *what_changes(table), *without_regret(runs)]
-    measures += [*forgotten(table("forgetting")), *what_changes(table)]
+    measures += in_few_bits(table("bits"))
     measures += with_rewards(table("rewards"))
     rows = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     for key, row in rows.items():
