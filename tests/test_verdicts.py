@@ -41,7 +41,8 @@ def test_every_statement_is_judged_and_says_who_says_it_with_numbers_of_the_reco
     centre = load_runs().query("task == 'write' and pairs.isna() and batch_size == 64")
     centre = centre.query("steps == 500 and dropout == 0.1")
     means = []
-    for which in ("method == 'lora' and targets == 'all-linear' and rank == 8 and alpha == 16",
+    for which in ("method == 'lora' and targets == 'all-linear' and rank == 8 and alpha == 16"
+                      " and not rslora",
                   "method == 'full'"):  # fmt: skip
         mine = centre.query(which)
         tuned = mine.query("seed == 0 and script == 'georgian'")
