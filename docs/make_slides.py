@@ -24,7 +24,11 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "instructor_guide.md"
-TITLE = "# LoRA from scratch\n\nIn 60 minutes. Have the course open: `make lab`."
+TITLE = """# LoRA from scratch
+
+In 60 minutes. Have the course open: `make lab`.
+
+No laptop? Type your town on the page of `make playground`."""
 
 
 def slide(source: str, slide_type: str) -> NotebookNode:

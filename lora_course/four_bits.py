@@ -23,10 +23,11 @@ from lora_lib.lora import LoRALinear
 def normal_levels(bits: int) -> Tensor:
     """2^bits levels for weights that are normally distributed, from −1 to 1, one of them 0.
 
-    They are quantiles: with four bits 9 from the middle up and 8 from the middle down, evenly far
-    apart in probability, so that about as many weights lie near each. The outermost leaves δ of
-    the probability outside, the mean of what half a step is on either side (QLoRA, appendix E;
-    `create_normal_map` of bitsandbytes has 1 − δ = 0.9677083 for four bits).
+    They are quantiles, evenly far apart in probability: with four bits 9 from the middle up and 8
+    from the middle down. δ of the probability lies outside the outermost, which is half a step,
+    the mean of both sides' (QLoRA, appendix E; `create_normal_map` of bitsandbytes has 1 − δ as
+    0.9677083). The largest of 64 normal numbers lies further out than that, so that the middle
+    levels are used most (Yoshida 2023, arXiv 2306.06965).
     """
     half = 2 ** (bits - 1)
     delta = (1 / (4 * half) + 1 / (4 * half - 2)) / 2
@@ -193,6 +194,13 @@ def quantise_blocks(model: nn.Module, form: Format | None) -> nn.Module:
     if form is not None:
         replace_linears(model.blocks, lambda linear: QuantisedLinear(linear, form))
     return model
+
+
+def block_weights(model: nn.Module) -> Tensor:
+    """All that the linear layers of the blocks compute with, in one row, codes as floats."""
+    linears = [m for m in model.blocks.modules() if isinstance(m, nn.Linear)]
+    weights = [m.dequantise() if isinstance(m, QuantisedLinear) else m.weight for m in linears]
+    return torch.cat([weight.detach().flatten() for weight in weights])
 
 
 def in_floats(model: nn.Module) -> nn.Module:

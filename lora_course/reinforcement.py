@@ -193,6 +193,21 @@ def divergence(
     return bits / characters
 
 
+def write_and_score(
+    model: SmallTransformer,
+    tokenizer: Tokenizer,
+    name: str,
+    accepted: Sequence[str],
+    samples: int = 8,
+    seed: int = 0,
+) -> tuple[list[str], Tensor]:
+    """Samples of one name, and their rewards."""
+    prompts = prompts_of([name], tokenizer, model).expand(samples, -1)
+    written = sample(model, prompts, torch.Generator().manual_seed(seed))
+    texts = [tokenizer.decode(row) for row in written.tolist()]
+    return texts, score(tokenizer, written, [name], {name: accepted})[0]
+
+
 def sample_rewards(
     model: SmallTransformer,
     tokenizer: Tokenizer,

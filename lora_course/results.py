@@ -4,10 +4,12 @@
 no value in `pairs` means all pairs), the number of its trainable parameters, the device, its scores
 on validation towns (`validation_exact_match`, …) and on test towns (`exact_match`, …), and in
 `losses` the mean training loss of every 25 steps, as text. The others stand beside it in
-`experiments/results/`; `provenance.json` says where, when and with what each was made.
+`experiments/results/`; `provenance.json` says where, when and with what each was made. Tables of
+public models are in `real/` there, with a file each that says so.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -59,3 +61,19 @@ def at_chosen_rate(runs: pd.DataFrame, by: str = "bits") -> pd.DataFrame:
     validation for their setting (see `tuning_runs`)."""
     chosen = tuning_runs(runs, by).drop_duplicates(SETTING)
     return runs.merge(chosen[[*SETTING, "lr"]])
+
+
+# What has a learning rate of its own in the tables under `real/`.
+REAL_SETTING = ["task", "method", "rank", "targets", "steps", "batch_size"]
+
+
+def at_tuned_rate(
+    runs: pd.DataFrame, by: str, seeds: Sequence[int] = (0,), low_is_good: bool = False
+) -> pd.DataFrame:
+    """Of a table under `real/`, the runs at the learning rate that was chosen for their setting:
+    by the mean of a validation score over the seeds that every rate was tried with. In the order
+    of their seeds."""
+    tried = runs[runs.seed.isin(seeds)].groupby([*REAL_SETTING, "lr"], dropna=False)
+    best_first = tried[by].mean().reset_index().sort_values(by, ascending=low_is_good)
+    chosen = best_first.drop_duplicates(REAL_SETTING)
+    return runs.merge(chosen[[*REAL_SETTING, "lr"]]).sort_values("seed")

@@ -60,7 +60,7 @@ def test_nothing_is_left_to_do():
 
 
 def test_every_run_is_there_once_answers_a_question_or_tunes_a_rate_and_has_its_scores():
-    assert len(RUNS) == 1395 and not RUNS.duplicated(SETTINGS).any()
+    assert len(RUNS) == 1403 and not RUNS.duplicated(SETTINGS).any()
     assert list(RUNS.columns) == COLUMNS
     levels = {f"{name}, {label}": replace(level, script=CENTRE.script, lr=None)
               for name, question in QUESTIONS.items()

@@ -7,11 +7,14 @@ from unittest.mock import patch
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.text import Text
 
 from lora_course import figures
+from lora_course.experiments.reward_results import load_reward_runs
+from lora_course.recorded_search import load_search
 from lora_lib import add_lora_to_model, freeze_non_lora_params, load_pretrained
 from lora_lib.lora import LoRALinear
 from lora_lib.rank import k90
@@ -107,6 +110,9 @@ FIGURES = {
     "methods_by_script": ({name: [LEVELS[2]] * 6 for name in LABELS}, SIX),
     "scores_by_pairs": ((100, 300, 1000, 2637),
                         {LABELS[k]: [*LEVELS, LEVELS[2]] for k in (0, 1, 2, 5)}),
+    "live_rewards": (torch.rand(60, 16, 8),),
+    "rewards_or_answers": (load_reward_runs()[1], 0.1),
+    "distance_and_forgetting": (load_reward_runs()[1], {"names alone": 6.2}, "names alone"),
     "clinic": ({name: {"losses": [5.0, 3.0, 2.0]} for name in ("healthy", *"ABCDE")},),
     "attention_maps": ({name: (torch.ones(12, 14), "Петрозаводск") for name in ("base", "adapted")},
                        ["BOS", *"Petrozavodsk", "SEP"]),
@@ -127,10 +133,36 @@ FIGURES = {
     "step_times": ({on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in
                     ("CPU", "GPU")}, (128, 1024, 4096),
                    {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)}),
+    "search_idea": (),
+    "nearness": (["Find the indices of the first and last unmasked values."] * 5,
+                 [f"numpy.ma.{name}" for name in ("extras.notmasked_edges", "core.make_mask",
+                  "core.masked_greater", "core.getmask", "core.flatten_mask")], np.eye(5)),
+    "search_methods": load_search(),
     "variants_at_rates": ({panel: dict.fromkeys(("LoRA", "DoRA", "LoRA+, ratio 16", LABELS[1]),
                            LEVELS[2]) for panel in ("all at 0.002", "all at 0.01", "own rates")},),
     "variants_by_rate": ([0.001, 0.01], {name: LEVELS[:2] for name in
                          ("LoRA", "rsLoRA", "DoRA", "PiSSA", "LoRA+, ratio 4", "+, ratio 16")}),
+    "bits_against": ("deeper_steps", [(title, label, (16, 64, 256), {f"{name}, {n}": LEVELS[2]
+                      for name in ("LoRA r=64", "LoRA r=8", "full") for n in (16, 64, 256)})
+                      for title, label in (("Batches of 64", "steps"), ("125 steps", "batch size"))
+                     ], "One."),
+    "best_rates": ((62, 250, 1000), {name: [(0.002, 0.005, 0.01), (0.001, 0.002, 0.005),
+                   (0.0005, 0.001, 0.002)] for name in ("LoRA r=64", "LoRA r=8", "full")}),
+    "capacity": ({"300": 300, "1000": 1000, "all": 2637},
+                 {f"{name}, {n}": LEVELS[2] for name in ("r = 1", "r = 4", "r = 16", "r = 64",
+                  "full") for n in ("300", "1000", "all")},
+                 {name: [0.01, 0.2, 0.9] for name in ("r = 1", "r = 4", "r = 16", "r = 64", "full")
+                  }),
+    "levels_used": (torch.linspace(-1, 1, 640), {"normal": torch.linspace(-1, 1, 16) ** 3,
+                                                 "even": torch.linspace(-1, 1, 16)}),
+    "memory_and_errors": ({title: {"float": {32: [0.1, 0.12]}, "normal": {4: [0.1], 3: [0.12]},
+                                   "even": {8: [0.1], 4: [0.1], 3: [0.13], 2: [0.3]}}
+                           for title in ("The base alone: Cyrillic", "With LoRA: Georgian")},
+                          {32: 3164.2, 8: 823.3, 4: 424.2, 3: 325.9, 2: 227.6}),
+    "seven_b": (pd.DataFrame([
+        dict(base=base, rows=rows, mode=mode, peak_gb=12.3 + rows, ms=123.4)
+        for base in ("bfloat16", "NF4, bitsandbytes", "NF4, ours")
+        for rows, mode in ((1, "train"), (2, "train"), (4, "train"), (4, "checkpointed"))]),),
     "from_memory": (),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip

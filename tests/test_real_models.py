@@ -9,7 +9,9 @@ import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import chain
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,9 @@ from lora_course.experiments.real_runs import (
     untried_rates,
 )
 from lora_course.real_models import MINILM, SMOLLM2, check_hash, load_minilm, load_smollm2
+from lora_course.recorded_writing import ADAPTER, docstring_runs, looks_of
+from lora_course.results import RESULTS
+from lora_lib.adapters import load_adapter
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import count_parameters
 from lora_lib.names import split_of
@@ -338,6 +343,23 @@ def test_what_is_compared_covers_what_the_pages_promise():
     assert {(job.steps, job.batch_size) for job in towns} == {(500, 64)}
 
 
+@pytest.mark.parametrize("task", ["docstrings", "towns"])
+def test_nothing_of_the_writing_is_left_to_record(task):
+    """Every setting has its seeds, at a rate that has a worse one on either side."""
+    rows = read_rows(RESULTS / "real" / f"{task}.csv")
+    assert list(plan(rows, write_docstrings.settings(task), "validation_bits", sign=-1)) == []
+
+
+def test_the_recorded_writing_is_read_at_the_chosen_rates():
+    runs = docstring_runs()
+    seeds = runs.groupby("setting").seed.agg(list)
+    assert len(seeds) == 9 and seeds.pop("as it comes") == [0]
+    assert (seeds.map(tuple) == (0, 1, 2, 3, 4)).all()
+    looks = looks_of(runs)
+    assert len(looks) == 7 * 5 * (len(write_docstrings.LOOKS) + 1)
+    assert looks[looks.step.eq(0)].news.nunique() == 1  # all begin with the same model
+
+
 def test_texts_are_the_same_from_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr("lora_course.experiments.real_data.load_functions", lambda: PAIRS)
     write_texts(tmp_path / "texts.json.gz")
@@ -402,3 +424,29 @@ def test_smollm2_answers_in_its_chat_form_and_only_the_answer_counts():
     said = write(model, tokenizer, asked, max_new=12)
     assert said == [write(model, tokenizer, [one], max_new=12)[0] for one in asked]
     assert [answer.is_one_line for answer in said] == [True, True, False]  # the last had no example
+
+
+@here(SMOLLM2)
+def test_the_shipped_adapter_costs_as_many_bits_as_recorded():
+    """20 of the 400 functions: drawn by chance their mean has a standard error of 0.07, so that two
+    of them are allowed. Eight examples in the prompt are 0.24 bits away, no adapter 0.46."""
+    model, tokenizer = load_smollm2()
+    load_adapter(model, ADAPTER)
+    unseen = split_functions(load_functions())["test"][:20]
+    bits = bits_per_character(model, tokenizer, docstring_examples(tokenizer, unseen))
+    recorded = docstring_runs().query("setting == 'LoRA r=1 on all linear' and seed == 0")
+    assert bits == pytest.approx(recorded.bits.item(), abs=0.14)
+
+
+def test_without_the_model_its_page_says_so_and_shows_what_was_recorded(monkeypatch, capsys):
+    nowhere = dict(package="no_such_package", repository="nobody/no-such-model", sha256="0" * 64)
+    monkeypatch.setattr(real_models, "SMOLLM2", SMOLLM2._replace(**nowhere))
+    path = Path(__file__).parent.parent / "notebooks" / "going_deeper" / "a_language_model.ipynb"
+    page = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, page)
+    said = capsys.readouterr().out
+    assert page["model"] is None and "is not on this machine" in said
+    assert said.count("✓") == 2 and "tokens" not in said  # claims on what was recorded
+    assert said.count("HTML object") == 5  # tables

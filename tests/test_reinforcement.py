@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from lora_course.experiments.rewards import load_start, other_spellings
+from lora_course import reinforcement
+from lora_course.experiments import rewards
+from lora_course.experiments.real_runs import job_of, make_trainable, read_rows
+from lora_course.experiments.reward_results import NAMES, runs_at_chosen_rates
+from lora_course.experiments.rewards import (
+    FIRST_RATES,
+    TARGETS,
+    TUNING_SEEDS,
+    load_start,
+    other_spellings,
+)
 from lora_course.reinforcement import (
     batches_of_names,
     divergence,
@@ -19,8 +29,10 @@ from lora_course.reinforcement import (
     sample,
     score,
 )
+from lora_course.results import RESULTS, load_table
 from lora_lib.model import SmallTransformer
 from lora_lib.names import load_pairs
+from lora_lib.scores import evaluate
 from lora_lib.tokens import Tokenizer
 
 SPELLINGS = {"Bremen": ("ბრემენი",), "Berlin": ("ბერლინი", "ბერლინ"), "Tokyo": ("ტოკიო",)}
@@ -159,3 +171,35 @@ def test_divergence_is_nought_from_oneself_and_by_hand_from_another(start):
         ours.classifier.bias[[10, Tokenizer.EOS]] = 0.0  # one half each, at every place
     wanted = math.log2(len(tokenizer) / 2)  # theirs: all evenly
     assert divergence(ours, theirs, tokenizer, ["Lima"]) == pytest.approx(wanted, abs=1e-4)
+
+
+# --- what was recorded ---------------------------------------------------------------------------
+
+
+def test_every_method_has_five_seeds_at_a_rate_with_a_worse_one_on_either_side():
+    table = load_table("rewards")
+    runs = runs_at_chosen_rates(table)
+    assert set(runs) == {(task, name) for task in FIRST_RATES for name in NAMES.values()}
+    for (task, _), chosen in runs.items():
+        assert list(chosen.seed) == list(range(5))
+        tried = table[table.task.eq(task) & table["rank"].eq(chosen["rank"][0])]
+        means = tried[tried.seed.isin(TUNING_SEEDS)].groupby("lr").validation_exact_match.mean()
+        best = chosen.lr[0]
+        assert means.index.min() < best < means.index.max() and means.max() == means[best]
+
+
+def test_the_start_and_the_first_steps_come_out_again_on_this_machine(monkeypatch):
+    rows = read_rows(RESULTS / "rewards.csv")
+    [recorded] = [row for row in rows if row["task"] == "start"]
+    for name, value in evaluate(*load_start(), "georgian")._asdict().items():
+        assert value == pytest.approx(float(recorded[name]), abs=0.01), name
+    # The schedule is that of all steps; the names end after ten.
+    ten_steps = lambda *a: islice(batches_of_names(*a), 10)  # noqa: E731
+    for module in (reinforcement, rewards):
+        monkeypatch.setattr(module, "batches_of_names", ten_steps)
+    for kind in (("rewards", "lora"), ("answers", "full")):
+        first = next(row for row in rows if (row["task"], row["method"]) == kind)
+        job = job_of(first)
+        model, tokenizer = load_start()
+        curve = rewards.train(job, make_trainable(model, job, TARGETS), tokenizer)["curve"]
+        assert float(curve) == pytest.approx(float(first["curve"].split()[0]), abs=0.01), kind

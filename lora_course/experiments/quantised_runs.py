@@ -53,7 +53,12 @@ FIRST_RATE = 1e-2
 # Where the adapter of a row ends up: left beside the base; merged with the base as it was quantised
 # and kept in 16 bits; merged with it and quantised again (what was trained in float32, to NF4);
 # merged with the base as it was before, in 16 bits.
-WAYS = ("beside", "16_bits", "requantised", "original")
+WAYS = {
+    "beside": "beside the codes",
+    "16_bits": "merged, kept in 16 bits",
+    "requantised": "merged, quantised again",
+    "original": "merged into the weights of before",
+}
 COLUMNS = [f"{score}_{way}" for way in WAYS for score in (*Scores._fields, "bytes")]
 
 
@@ -113,6 +118,50 @@ def _scores(
     scores = evaluate(in_floats(model), tokenizer, script, "test", limit)._asdict()
     scores["bytes"] = count_bytes(model)
     return {f"{name}_{way}": value for name, value in scores.items()}
+
+
+def at_chosen_rate(table):
+    """Of `table`, a data frame of such rows, the LoRA runs at the rate that was chosen for their
+    precision, with seed 0: the best on validation, of equal ones the first in the table."""
+    runs = table[table.method.eq("lora")]
+    tried = runs[runs.seed.eq(0)].sort_values(
+        "validation_exact_match", ascending=False, kind="stable"
+    )
+    return runs.merge(tried.drop_duplicates("task")[["task", "lr"]])
+
+
+def errors_by_bits(table) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """Error rates of a row each: {title: {kind of levels, or "float": {bits: a list}}}."""
+    alone = table[table.method.eq("base")]
+    groups = {"The base alone: Cyrillic": alone, "With LoRA: Georgian": at_chosen_rate(table)}
+    panels = {}
+    for title, rows in groups.items():
+        panels[title] = {"float": {}, "normal": {}, "even": {}}
+        for name, form in PRECISIONS.items():
+            errors = list(rows[rows.task.eq(name)].error_rate_beside)
+            kind, bits = (form.kind, form.bits) if form else ("float", 32)
+            panels[title][kind][bits] = errors
+    return panels
+
+
+def minus_floats(table, score: str) -> dict:
+    """Precision → the LoRA runs' score minus that of those on float32, an Interval over seeds."""
+    from lora_course.experiments.questions import paired_difference
+
+    runs = at_chosen_rate(table).sort_values("seed").groupby("task")[f"{score}_beside"]
+    floats = runs.get_group("float32")
+    return {name: paired_difference(runs.get_group(name), floats) for name in FORMATS}
+
+
+def after_training(table, score: str, names: list[str]) -> list[list]:
+    """A row for each of WAYS: in words, the mean score on each precision in `names`, and the kB of
+    the first of them."""
+    runs = at_chosen_rate(table).groupby("task")
+    rows = []
+    for way, words in WAYS.items():
+        size = runs[f"bytes_{way}"].min()[names[0]]
+        rows.append([words, *runs[f"{score}_{way}"].mean()[names], round(size / 1000)])
+    return rows
 
 
 def main() -> None:

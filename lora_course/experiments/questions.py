@@ -350,6 +350,12 @@ QUESTIONS = {
         | {f"full, {lr:g}": method("full", lr=lr, steps=62) for lr in (2e-3, 5e-3, 1e-2)},
         [("LoRA, 0.01", f"LoRA, {lr:g}") for lr in (5e-3, 2e-2)]
         + [("full, 0.005", f"full, {lr:g}") for lr in (2e-3, 1e-2)], score="bits"),
+    "alpha-in-62-steps": Question(
+        "Is it the low rank that is slow in 62 steps, or its small α?",
+        {f"r = 8, α = {a:g}": lora(alpha=a, steps=62) for a in (128.0, 16.0)}
+        | {"r = 64, α = 128": lora(64, steps=62)},
+        [("r = 8, α = 128", "r = 8, α = 16"), ("r = 64, α = 128", "r = 8, α = 128")],
+        score="bits"),
     "capacity": Question(
         "From how many pairs on is a rank too small to hold what there is to learn?",
         across(CAPACITY, "pairs", COUNTS[1:]), minus_last(CAPACITY, COUNTS[1:]), score="bits"),

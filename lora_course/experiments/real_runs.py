@@ -6,6 +6,7 @@ or PEFT.
 
 import csv
 import datetime
+import gc
 import json
 import multiprocessing
 import os
@@ -248,6 +249,7 @@ def peak_bytes(device: torch.device) -> int:
     """The most that tensors of this process took on a GPU since the last call; 0 on a CPU."""
     if device.type != "cuda":
         return 0
+    gc.collect()  # a model of the last run that is still there would count
     peak = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     return peak

@@ -47,6 +47,7 @@ from lora_lib.training import adapt, fit
 
 START = Path(__file__).parent / "results" / "rewards_start"
 FIRST_PAIRS = 100
+SAMPLES = 8  # of a name, in a step
 TARGETS = {"all linear": "all-linear"}
 TUNING_SEEDS = (0, 1)
 SKILL_TOWNS = 300  # what is forgotten is measured on so many
@@ -109,8 +110,10 @@ def train(job: Job, model: SmallTransformer, tokenizer: Tokenizer) -> Row:
     if job.task == "answers":
         batches = answer_batches(job, tokenizer)
         return {"curve": thinned(fit(model, batches, job.steps, job.lr)), "reward_bits": ""}
-    how = dict(steps=job.steps, lr=job.lr, names=job.batch_size, seed=job.seed)
-    rewards = torch.stack(grpo(model, tokenizer, spellings, **how))  # (steps, names, samples)
+    how = dict(steps=job.steps, lr=job.lr, names=job.batch_size, samples=SAMPLES)
+    rewards = torch.stack(
+        grpo(model, tokenizer, spellings, seed=job.seed, **how)
+    )  # (steps, names, samples)
     curve = thinned(rewards.mean(dim=(1, 2)).tolist())
     return {"curve": curve, "reward_bits": information(rewards)}
 

@@ -7,6 +7,7 @@ the two. Nothing is typed in: other results give other verdicts.
 
 import math
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +21,18 @@ from lora_course.directions import nearest_cosines_by_chance
 from lora_course.experiments.forgetting import minus_full
 from lora_course.experiments.questions import (
     CANT_TELL,
+    CAPACITY,
+    COUNTS,
     EQUAL_BUDGET,
     LARGE,
+    LENGTHS,
     NOT_REPRODUCED,
     QUESTIONS,
     REPRODUCED,
     TEN_TIMES,
     THRESHOLD,
     VARIANTS,
+    WITH_HIGH_RANK,
     Interval,
     Question,
     Region,
@@ -38,16 +43,19 @@ from lora_course.experiments.questions import (
     number,
     paired_difference,
 )
+from lora_course.experiments.reward_results import NAMES, runs_at_chosen_rates
+from lora_course.experiments.reward_results import minus as minus_of_rewards
 from lora_course.experiments.runs import Run, chosen_rate, runs_at, tried_runs
 from lora_course.results import load_table
 from lora_lib.adapters import load_adapter
 from lora_lib.injection import unload_lora
-from lora_lib.names import SCRIPTS
+from lora_lib.names import SCRIPTS, Pair, load_pairs
 from lora_lib.pretrained import adapter_directory, load_pretrained, read_metadata
 
 EXACT, BITS = THRESHOLD["exact_match"], THRESHOLD["bits"]
 BETTER = Region(f"more than {EXACT:g} higher", EXACT, math.inf)
 NOT_WORSE = Region(f"at most {EXACT:g} lower", -EXACT, math.inf)
+NOT_BETTER = Region(f"at most {EXACT:g} higher", -math.inf, EXACT)
 LEVEL = Region(f"within {EXACT:g}", -EXACT, EXACT)
 FEWER_BITS = Region(f"more than {BITS:g} bits lower", -math.inf, -BITS)
 NOT_MORE_BITS = Region(f"at most {BITS:g} bits higher", -math.inf, BITS)
@@ -144,6 +152,10 @@ COMPARISONS = (
           ("variants-level", LEVEL, list(VARIANTS)[1:]))
       for name in names
       for run in (VARIANTS[name], LARGE[f"{name}, r = 64"])),
+    ("attention-adds", "all layers of the blocks minus feed-forward alone, both at r = 8",
+     lora(targets="blocks"), lora(targets="feed-forward"), NOT_BETTER),
+    ("attention-adds", "the same with as many parameters, r = 9 and r = 15",
+     EQUAL["blocks"], EQUAL["feed-forward"], NOT_BETTER),
 )
 # fmt: on
 
@@ -242,6 +254,20 @@ def forgotten(looks: pd.DataFrame) -> Iterator[Measure]:
             yield Measure("forgetting", f"not judged: {skill}, r = {r}, {words}", found)
 
 
+def with_rewards(table: pd.DataFrame) -> Iterator[Measure]:
+    runs = runs_at_chosen_rates(table)
+    for task, region in (("rewards", NOT_WORSE), ("answers", None)):
+        found = minus_of_rewards(runs, (task, "LoRA r=1"), (task, "full"))
+        yield Measure("rank-1-rewards", f"{task}: r = 1 minus full, names right", found, region)
+    for name in NAMES.values():
+        pair = ("rewards", name), ("answers", name)
+        found = minus_of_rewards(runs, *pair, score="names alone")
+        words = f"names alone: bits after rewards minus after answers, {name}"
+        yield Measure("rewards-forget-less", words, found, FEWER_BITS)
+        found = minus_of_rewards(runs, *pair, score="kl")
+        yield Measure("rewards-forget-less", f"KL from the start, the same, {name}", found)
+
+
 def what_changes(table: Callable[[str], pd.DataFrame]) -> Iterator[Measure]:
     cuts = table("cuts").pivot(index="seed", columns="rank", values="exact_match")
     words = "exact match with every ΔW cut to rank 8, minus uncut"
@@ -310,6 +336,61 @@ def flops(model: torch.nn.Module) -> int:
     return counter.get_total_flops()
 
 
+# --- LoRA Without Regret -------------------------------------------------------------------------
+
+MORE_BITS = Region(f"more than {BITS:g} bits higher", BITS, math.inf)
+BITS_A_PARAMETER = 2  # that a network can store (Allen-Zhu and Li 2024)
+
+
+def without_regret(runs: pd.DataFrame) -> Iterator[Measure]:
+    """The findings of Schulman et al. 2025 on batch size, run length and capacity."""
+
+    def gaps(question: str, rank: int, value: int) -> pd.Series:
+        scores = QUESTIONS[question].scores(runs)
+        return scores[f"LoRA r={rank}, {value}"] - scores[f"full, {value}"]
+
+    grown = {r: gaps("batch-size", r, 512) - gaps("batch-size", r, 32) for r in (8, 64)}
+    for r, growth in grown.items():
+        words = f"r = {r} minus full, bits, at batches of 512 minus at 32"
+        yield Measure("large-batches", words, mean_interval(growth), MORE_BITS)
+        growth = gaps("batch-in-125-steps", r, 256) - gaps("batch-in-125-steps", r, 16)
+        words = f"not judged: all in 125 steps, r = {r}, at 256 minus at 16"
+        yield Measure("large-batches", words, mean_interval(growth))
+    within = Region(f"within {BITS:g} bits", -BITS, BITS)
+    words = "the same growth, r = 64 minus r = 8"
+    yield Measure("batch-any-rank", words, paired_difference(grown[64], grown[8]), within)
+
+    tried = QUESTIONS["rate-in-62-steps"].runs(runs)
+    best = tried.loc[tried.groupby(["method", "seed"]).validation_bits.idxmin()]
+    best = best.set_index(["method", "seed"]).lr
+    found, words = geometric_mean(best["lora"] / best["full"]), "62 steps, each seed's best"
+    yield Measure("short-runs", f"r = 8 over full, {words}", found, about(15, "15"))
+    for steps in LENGTHS:
+        rates = [chosen_rate(runs, replace(run, steps=steps)) for run in WITH_HIGH_RANK.values()]
+        high, low, full = rates
+        words = f"{number(low / full)} times at r = 8, {number(high / full)} times at r = 64"
+        yield Measure("short-runs", f"{steps} steps", words)
+
+    scores = QUESTIONS["capacity"].scores(runs)
+    for n in COUNTS[1:]:
+        to_learn = letter_bits(load_pairs("georgian", "train")[:n])
+        for name, run in CAPACITY.items():
+            if run.method == "full":
+                continue
+            held = BITS_A_PARAMETER * runs_at({name: run}, runs).trainable.iloc[0]
+            gap = paired_difference(scores[f"{name}, {n or 'all'}"], scores[f"full, {n or 'all'}"])
+            words = f"{name} minus full, bits, {n or 'all'} pairs"
+            yield Measure("capacity", words, gap, NOT_MORE_BITS if held >= to_learn else MORE_BITS)
+
+
+def letter_bits(pairs: Sequence[Pair]) -> float:
+    """The bits that it takes to write down the names to be written, each letter and end of name
+    coded by how often it comes: more than there is to learn, since the letters follow rules."""
+    counts = Counter(letter for _, name in pairs for letter in f"{name}\n")
+    total = counts.total()
+    return -sum(n * math.log2(n / total) for n in counts.values())
+
+
 # --- verdicts ------------------------------------------------------------------------------------
 
 
@@ -336,7 +417,9 @@ def verdicts(table: Callable[[str], pd.DataFrame] = load_table) -> pd.DataFrame:
     tables that the measures rest on, by name."""
     runs = table("runs")
     measures = [*compare(runs), *highest_rank(runs), *learning_rates(runs), *costs(runs)]
+    measures += [*forgotten(table("forgetting")), *what_changes(table), *without_regret(runs)]
     measures += [*forgotten(table("forgetting")), *what_changes(table)]
+    measures += with_rewards(table("rewards"))
     rows = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     for key, row in rows.items():
         mine = [measure for measure in measures if measure.statement == key]

@@ -1,0 +1,42 @@
+"""Reading the recorded table `rewards`: see `lora_course.experiments.rewards`."""
+
+import pandas as pd
+
+from lora_course.experiments.questions import Interval, paired_difference
+from lora_course.experiments.rewards import METHODS, SAMPLES, TUNING_SEEDS
+from lora_course.results import load_table
+
+NAMES = {rank: f"LoRA r={rank}" if rank else "full" for _, rank in METHODS}
+RewardRuns = dict[tuple[str, str], pd.DataFrame]
+
+
+def runs_at_chosen_rates(table: pd.DataFrame) -> RewardRuns:
+    """(task, method) → its five runs at the rate that `plan` chose, in the order of the seeds. The
+    tasks are "rewards" and "answers", the methods those of `NAMES`."""
+    trained = table[table.lr > 0]
+    tuning = trained[trained.seed.isin(TUNING_SEEDS)]
+    runs = {}
+    for (task, rank), mine in trained.groupby(["task", "rank"]):
+        tried = tuning[tuning.task.eq(task) & tuning["rank"].eq(rank)]
+        best = tried.groupby("lr", sort=False).validation_exact_match.mean().idxmax()
+        runs[task, NAMES[rank]] = mine[mine.lr.eq(best)].sort_values("seed", ignore_index=True)
+    return runs
+
+
+def load_reward_runs() -> tuple[pd.Series, RewardRuns]:
+    """The row of the start, and the runs at their chosen rates."""
+    table = load_table("rewards")
+    return table[table.task.eq("start")].iloc[0], runs_at_chosen_rates(table)
+
+
+def minus(
+    runs: RewardRuns, ours: tuple[str, str], theirs: tuple[str, str], score: str = "exact_match"
+) -> Interval:
+    """A score of our runs minus that of theirs, seed by seed."""
+    return paired_difference(runs[ours][score], runs[theirs][score])
+
+
+def bits_for_each_parameter(run: pd.DataFrame) -> float:
+    """What all rewards of a run tell at most, in bits, over the parameters that it trains."""
+    rewards = run.steps * run.batch_size * SAMPLES
+    return float((rewards * run.reward_bits / run.trainable).mean())

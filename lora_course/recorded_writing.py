@@ -1,0 +1,104 @@
+"""What was recorded of docstrings and towns by SmolLM2, as its page shows it (see
+`lora_course.experiments.write_docstrings`)."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from lora_course.experiments.forgetting import FULL, bits_by_seed
+from lora_course.experiments.questions import QUESTIONS, paired_difference
+from lora_course.results import RESULTS, load_runs, load_table
+
+ADAPTER = RESULTS / "real" / "adapters" / "r1_all_linear"  # seed 0, 200 steps of 32
+SETTING = ["method", "rank", "targets"]
+COMPARED = (
+    ("LoRA r=1 on q, v", "eight examples"),
+    ("LoRA r=32 on q, v", "LoRA r=8 on q, v"),
+    ("LoRA r=1 on all linear", "LoRA r=32 on q, v"),
+    ("LoRA r=32 on all linear", FULL),
+)
+_NAMES = {"base": "as it comes", "prompt": "eight examples", "full": FULL}
+
+
+def docstring_runs() -> pd.DataFrame:
+    """The runs at the rate with the fewest bits on validation (seed 0), in the order of seeds; the
+    name of each setting is its `setting`, such as "LoRA r=8 on q, v"."""
+    runs = load_table("real/docstrings").fillna({"targets": ""})
+    tuned = runs[runs.seed.eq(0)].sort_values("validation_bits").drop_duplicates(SETTING)
+    runs = runs.merge(tuned[[*SETTING, "lr"]]).sort_values([*SETTING[::-1], "seed"])
+    lora = "LoRA r=" + runs["rank"].astype(str) + " on " + runs.targets
+    return runs.assign(setting=runs.method.map(_NAMES).fillna(lora))
+
+
+def differences(runs: pd.DataFrame) -> list[list[str]]:
+    """A row for each two settings of COMPARED: their names, and the first minus the second, seed by
+    seed, in bits and in words."""
+    scores = runs.set_index(["setting", "seed"])[["bits", "words"]]
+    return [
+        [ours, theirs]
+        + [str(paired_difference(scores[s][ours], scores[s][theirs])) for s in scores]
+        for ours, theirs in COMPARED
+    ]
+
+
+def looks_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a look at a run in training, as lora_course.experiments.forgetting has them: setting,
+    rate, seed, step, and the bits per character of validation docstrings (`learned`) and of
+    English news (`news`)."""
+    names = {"look_at": "step", "look_bits": "learned", "look_news": "news"}
+    looks = runs[runs.steps.gt(0)].rename(columns=names).assign(rate="chosen")
+    looks = looks[["setting", "rate", "seed", *names.values()]]
+    texts = looks[list(names.values())].apply(lambda column: column.str.split())
+    return looks.assign(**texts).explode(list(texts)).astype(dict.fromkeys(texts, float))
+
+
+def news_minus_full(looks: pd.DataFrame, levels: Sequence[float]) -> pd.DataFrame:
+    """Bits of news under LoRA minus those under full fine-tuning, seed by seed, where both first
+    reached so many bits of docstrings: a row a setting, a column for each of `levels`, an Interval
+    in each."""
+
+    def at(setting: str, learned: float) -> list[float]:
+        return bits_by_seed(looks, setting, "chosen", "news", learned)
+
+    settings = [name for name in looks.setting.unique() if name != FULL]
+    gaps = {x: [paired_difference(at(s, x), at(FULL, x)) for s in settings] for x in levels}
+    return pd.DataFrame(gaps, settings)
+
+
+def towns_right() -> pd.DataFrame:
+    """The share of unseen towns written right, a row a method: by SmolLM2 at the rate with the
+    fewest bits on validation, `by_bits` (mean of five seeds), and at the best of all rates for
+    these towns themselves, `best` (one run); by our small base, its mean and `worst` seed."""
+    towns = load_table("real/towns")
+    small = QUESTIONS["pairs"].scores(load_runs())
+    rows = {}
+    for name, method in (("LoRA r=8", "lora"), (FULL, "full")):
+        tried = towns[towns.method.eq(method)]
+        rate = tried[tried.seed.eq(0)].sort_values("validation_bits").lr.iloc[0]
+        by_bits = tried[tried.lr.eq(rate)].exact_match.mean()
+        ours = small[f"{name}, all"]
+        rows[name] = by_bits, tried.exact_match.max(), ours.mean(), ours.min()
+    return pd.DataFrame.from_dict(rows, "index", columns=["by_bits", "best", "ours", "worst"])
+
+
+def bits_before_training() -> float:
+    """Bits per character of Georgian validation towns, by SmolLM2 as it comes."""
+    return float(load_table("real/towns").look_bits.iloc[0].split()[0])
+
+
+def step_costs() -> list[list[str]]:
+    """A row for LoRA on each choice of targets and one for full fine-tuning, each from its lowest
+    to its highest rank: MB to keep (float32), milliseconds of a training step of 32 functions, GB
+    at its peak."""
+    costs = load_table("real/docstrings_costs").fillna({"targets": ""})
+    rows = []
+    for targets in ("q, v", "all linear", ""):
+        found = costs[costs.targets.eq(targets)]
+        spans = [_span(4 * found.trainable / 1e6), _span(found.ms), _span(found.peak_bytes / 1e9)]
+        rows.append([f"LoRA r=1 to 32 on {targets}" if targets else FULL, *spans])
+    return rows
+
+
+def _span(values: pd.Series) -> str:
+    ends = dict.fromkeys(f"{value:.3g}" for value in (values.min(), values.max()))
+    return " to ".join(ends)

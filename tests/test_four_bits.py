@@ -1,0 +1,363 @@
+"""Weights in few bits: levels and bytes as bitsandbytes has them, LoRA beside them, merging, and
+the recorded runs."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from lora_course.experiments import quantised_7b
+from lora_course.experiments.quantised_runs import (
+    COLUMNS,
+    LORA,
+    PRECISIONS,
+    RESULTS,
+    at_chosen_rate,
+    errors_by_bits,
+    measure,
+    settings,
+)
+from lora_course.experiments.real_runs import Job, plan, read_rows
+from lora_course.experiments.timed_models import SEVEN_B
+from lora_course.four_bits import (
+    FORMATS,
+    Format,
+    Linear16,
+    QuantisedLinear,
+    block_weights,
+    count_bytes,
+    dequantise,
+    even_levels,
+    in_floats,
+    merged,
+    normal_levels,
+    quantise,
+    quantise_blocks,
+    regroup,
+    replace_linears,
+)
+from lora_course.results import load_table
+from lora_lib.adapters import load_adapter, save_adapter
+from lora_lib.injection import (
+    add_lora_to_model,
+    freeze_non_lora_params,
+    merge_lora_weights,
+    unload_lora,
+)
+from lora_lib.lora import LoRALinear, lora_layers
+from lora_lib.names import load_pairs
+from lora_lib.pretrained import load_pretrained
+from lora_lib.tokens import batches_by_length, pair_examples
+from lora_lib.training import fit
+
+# `get_4bit_type("nf4")` of bitsandbytes 0.50.2, which has them as constants.
+# fmt: off
+NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+       -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+       0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+# fmt: on
+
+# `quantize_4bit(FIXED, quant_type="nf4", blocksize=64)` of the same version: the bytes in hex.
+FIXED = torch.tensor([((7 * i * i + 3 * i) % 201 - 100) / 100 for i in range(128)])
+FIXED_BYTES = (
+    "0014af4d4fa42100138e2b1d51fdccdf15d1b2e83100124af4d4fa41000127d1"
+    "a1b40ecaabd03a080c51feee016d191c51fddde028e3e50d843347bf3c1c40da"
+)
+IDS = torch.arange(3, 23).view(2, 10)
+
+
+def model_with_lora(form: Format | None, rank: int = 4) -> nn.Module:
+    """The base, quantised, with factors that do something."""
+    model = quantise_blocks(load_pretrained(dropout=0.0)[0], form)
+    torch.manual_seed(0)
+    add_lora_to_model(model, rank, 2.0 * rank, "all-linear")
+    freeze_non_lora_params(model)
+    for layer in lora_layers(model):
+        nn.init.normal_(layer.lora_B, std=0.05)
+    return model
+
+
+# --- levels and bytes ----------------------------------------------------------------------------
+
+
+def test_the_sixteen_levels_are_those_of_bitsandbytes():
+    torch.testing.assert_close(normal_levels(4), torch.tensor(NF4), atol=3e-7, rtol=0)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_levels_are_in_order_from_minus_one_to_one(bits):
+    for levels in (normal_levels(bits), even_levels(bits)):
+        assert len(levels) == 2**bits and levels.diff().min() > 0
+        assert levels[0] == -1 and levels[-1] == 1
+    assert 0 in normal_levels(bits) and 0 not in even_levels(bits)
+
+
+def test_normal_levels_share_normal_numbers_evenly_and_even_ones_do_not():
+    torch.manual_seed(0)
+    blocks = torch.randn(10_000, 64)
+    share = {}
+    for kind in ("normal", "even"):
+        codes = regroup(quantise(blocks, 4, kind, 64)[0], 8, 4)
+        share[kind] = codes.bincount(minlength=16) / codes.numel()
+    assert share["normal"].max() < 0.1 and share["normal"][1:-1].min() > 0.03
+    assert share["even"].max() > 0.12 and share["even"][1:-1].min() < 0.02
+
+
+def test_bytes_are_those_of_bitsandbytes():
+    packed, absmax = quantise(FIXED, 4, "normal", 64)
+    assert bytes(packed.tolist()).hex() == FIXED_BYTES
+    assert absmax.tolist() == [FIXED[:64].abs().max(), FIXED[64:].abs().max()]
+
+
+def test_bytes_of_the_base_are_those_of_bitsandbytes_itself():
+    functional = pytest.importorskip("bitsandbytes").functional
+    for linear in load_pretrained()[0].blocks.modules():
+        if isinstance(linear, nn.Linear):
+            W = linear.weight.data
+            theirs, state = functional.quantize_4bit(W, quant_type="nf4", blocksize=64)
+            packed, absmax = quantise(W, 4, "normal", 64)
+            assert torch.equal(packed, theirs.flatten()) and torch.equal(absmax, state.absmax)
+            back = functional.dequantize_4bit(theirs, state).flatten()
+            torch.testing.assert_close(dequantise(packed, absmax, 4, "normal"), back)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_packed_codes_come_out_again_and_take_their_bits(bits):
+    codes = torch.randint(2**bits, (192,), dtype=torch.uint8)
+    packed = regroup(codes, bits, 8)
+    assert packed.numel() == 192 * bits // 8 and torch.equal(regroup(packed, 8, bits), codes)
+    assert packed[0] >> (8 - bits) == codes[0]  # high bits first
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_each_number_becomes_the_nearest_level(form):
+    torch.manual_seed(0)
+    values = torch.randn(7, 30)  # 210 numbers: the last block is not full
+    packed, absmax = quantise(values, form.bits, form.kind, 64)
+    back = dequantise(packed, absmax, form.bits, form.kind)[:210]
+    levels = even_levels(form.bits) if form.kind == "even" else normal_levels(form.bits)
+    possible = absmax.repeat_interleave(64)[:210, None] * levels
+    best = (possible - values.flatten()[:, None]).abs().amin(dim=1)
+    torch.testing.assert_close((back - values.flatten()).abs(), best)
+
+
+def test_zeros_stay_zeros_and_what_is_not_finite_is_refused():
+    packed, absmax = quantise(torch.zeros(64), 4, "normal", 64)
+    assert not dequantise(packed, absmax, 4, "normal").any()
+    with pytest.raises(ValueError, match="not finite"):
+        quantise(torch.tensor([1.0, torch.inf]), 4, "normal", 64)
+
+
+def test_double_quantisation_takes_4_127_bits_a_number_and_costs_next_to_nothing():
+    """As the paper has it (§3): 4 + 8/64 + 32/(64 · 256)."""
+    torch.manual_seed(0)
+    linear = nn.Linear(1024, 1024, bias=False)
+    nn.init.normal_(linear.weight)
+    W, errors = linear.weight, {}
+    for double in (False, True):
+        layer = QuantisedLinear(linear, Format(4, "normal", 64, double))
+        errors[double] = ((layer.dequantise() - W).norm() / W.norm()).item()
+        bits = 8 * count_bytes(layer) / W.numel()
+        mean = 32 / W.numel() if double else 0
+        assert bits == pytest.approx((4 + 8 / 64 + 32 / 64 / 256 if double else 4.5) + mean)
+    assert errors[True] < 1.002 * errors[False] < 0.1
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("shape", [(128, 512), (33, 20)])
+def test_a_layer_computes_with_its_weight_in_both_directions(form, shape):
+    torch.manual_seed(0)
+    layer = QuantisedLinear(nn.Linear(*shape), form)
+    x = torch.randn(3, 5, shape[0], requires_grad=True)
+    again = x.detach().clone().requires_grad_()
+    y, expected = layer(x), nn.functional.linear(again, layer.dequantise(), layer.bias)
+    torch.testing.assert_close(y, expected)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(x.grad, again.grad)
+
+
+def test_no_weight_in_floats_is_kept_for_the_backward_pass():
+    layer = QuantisedLinear(nn.Linear(256, 256, bias=False), FORMATS["NF4"])
+    kept = []
+    with saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        layer(torch.randn(2, 256, requires_grad=True)).sum().backward()
+    assert sum(kept) < 256 * 256
+
+
+def test_a_model_that_was_used_for_inference_can_be_trained_afterwards():
+    model = model_with_lora(FORMATS["NF3"])
+    with torch.inference_mode():
+        model(IDS)
+    model(IDS).sum().backward()
+    assert all(layer.lora_B.grad is not None for layer in lora_layers(model))
+
+
+# --- LoRA beside it ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_lora_on_codes_is_lora_on_the_floats_they_stand_for(form):
+    coded = model_with_lora(form)
+    floats = in_floats(coded)
+    assert not any(isinstance(m, QuantisedLinear) for m in floats.modules())
+    gradients = []
+    for model in (coded, floats):
+        model.zero_grad()
+        model(IDS).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    torch.testing.assert_close(coded(IDS), floats(IDS))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_weight_and_merging_are_refused_and_the_base_comes_back_bit_for_bit():
+    model = model_with_lora(FORMATS["NF4"])
+    with pytest.raises(TypeError, match="quantised"):
+        _ = model.blocks[0].attention.W_q.weight
+    with pytest.raises(TypeError, match="quantised"):
+        merge_lora_weights(model)
+    unload_lora(model, merge=False)
+    base = quantise_blocks(load_pretrained()[0], FORMATS["NF4"])
+    assert torch.equal(model(IDS), base(IDS))
+
+
+def test_an_adapter_of_a_quantised_base_is_an_adapter_like_any_other(tmp_path):
+    model = model_with_lora(FORMATS["NF4"])
+    save_adapter(model, tmp_path / "a")
+    fresh = quantise_blocks(load_pretrained(dropout=0.0)[0], FORMATS["NF4"])
+    assert torch.equal(load_adapter(fresh, tmp_path / "a")(IDS), model(IDS))
+
+
+# --- merging -------------------------------------------------------------------------------------
+
+
+def test_merged_in_floats_computes_as_beside_and_16_bits_or_codes_nearly():
+    model = model_with_lora(FORMATS["NF4"])
+    beside = model(IDS)
+    whole = merged(model, lambda linear: linear)
+    assert not any(isinstance(m, LoRALinear | QuantisedLinear) for m in whole.modules())
+    torch.testing.assert_close(whole(IDS), beside, rtol=1e-3, atol=1e-3)
+    far = {
+        name: (merged(model, make)(IDS) - beside).norm() / beside.norm()
+        for name, make in {
+            "16 bits": Linear16,
+            "again": lambda linear: QuantisedLinear(linear, FORMATS["NF4"]),
+        }.items()
+    }
+    assert 0 < far["16 bits"] < 0.02 < far["again"]
+
+
+def test_with_the_originals_it_is_the_plain_merge():
+    model, original = model_with_lora(FORMATS["NF4"]), load_pretrained(dropout=0.0)[0]
+    other = model_with_lora(None)  # the same factors
+    plain = unload_lora(other, merge=True)
+    torch.testing.assert_close(merged(model, lambda linear: linear, original)(IDS), plain(IDS))
+
+
+def test_the_weights_of_the_blocks_are_what_the_layers_compute_with():
+    base = load_pretrained()[0]
+    assert block_weights(base).numel() == 4 * 12 * 128**2
+    model = quantise_blocks(load_pretrained()[0], FORMATS["NF3"])
+    first = model.blocks[0].attention.W_q.dequantise().flatten()
+    assert torch.equal(block_weights(model)[: 128**2], first)
+    error = (block_weights(model) - block_weights(base)).norm() / block_weights(base).norm()
+    assert 0.15 < error < 0.25
+
+
+def test_bytes_are_counted_once_and_by_what_is_kept():
+    linear = nn.Linear(64, 64, bias=False)
+    assert count_bytes(linear) == 4 * 64 * 64
+    assert count_bytes(nn.ModuleList([linear, linear])) == 4 * 64 * 64
+    assert count_bytes(Linear16(linear)) == 2 * 64 * 64
+    assert count_bytes(QuantisedLinear(linear, FORMATS["int8"])) == 64 * 64 + 64 * 4
+    three = QuantisedLinear(linear, Format(3, "even", 64, False))
+    assert count_bytes(three) == 64 * 64 * 3 // 8 + 64 * 4
+
+
+def test_replace_linears_keeps_mode_and_everything_else():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8)).eval()
+    replace_linears(model, Linear16)
+    assert [type(m) for m in model] == [Linear16, nn.Dropout, Linear16]
+    assert not any(m.training for m in model.modules())
+
+
+# --- what is recorded ----------------------------------------------------------------------------
+
+
+def test_a_run_scores_the_base_or_the_adapter_in_every_way():
+    few = replace(LORA, task="3 bits, even", steps=2, batch_size=4, lr=1e-3)
+    row, base = measure(few, limit=3), measure(Job("3 bits, even", "base"), limit=3)
+    assert row.keys() == base.keys()
+    assert all(isinstance(row[name], int | float) for name in COLUMNS)
+    assert base["bytes_beside"] == row["bytes_requantised"] < row["bytes_beside"]
+    assert row["bytes_16_bits"] == row["bytes_original"]
+    assert row["bits_beside"] == pytest.approx(row["bits_16_bits"], rel=1e-2)
+
+
+def test_nothing_is_left_to_record_and_every_rate_has_a_worse_one_on_either_side():
+    rows = read_rows(RESULTS / "bits.csv")
+    assert list(plan(rows, settings(), "validation_exact_match")) == []
+    chosen = at_chosen_rate(load_table("bits"))
+    assert set(chosen.task) == set(PRECISIONS)
+    assert all(sorted(mine.seed) == [0, 1, 2, 3, 4] for _, mine in chosen.groupby("task"))
+    panels = errors_by_bits(load_table("bits"))
+    sizes = [[len(e) for kind in p.values() for e in kind.values()] for p in panels.values()]
+    assert sizes == [[1] * 7, [5] * 7]
+
+
+def test_recorded_bytes_are_counted_anew():
+    table = load_table("bits")
+    table = table[table.method.eq("base")].set_index("task")
+    for name, form in PRECISIONS.items():
+        size = count_bytes(quantise_blocks(load_pretrained()[0], form))
+        assert table.bytes_beside[name] == size
+
+
+def test_the_first_steps_of_a_recorded_run_come_out_again():
+    """Up to the dropout, which another device draws otherwise."""
+    runs = at_chosen_rate(load_table("bits"))
+    [run] = runs[runs.task.eq("NF4") & runs.seed.eq(0)].itertuples()
+    torch.manual_seed(0)
+    model, tokenizer = load_pretrained(dropout=0.1)
+    quantise_blocks(model, FORMATS["NF4"])
+    add_lora_to_model(model, 8, 16.0, "all-linear")
+    freeze_non_lora_params(model)
+    examples = pair_examples(load_pairs("georgian", "train"), tokenizer)
+    losses = fit(model, islice(batches_by_length(examples, 64, 0), 25), run.steps, run.lr)
+    recorded = float(run.losses.split(" ")[0])
+    assert sum(losses) / len(losses) == pytest.approx(recorded, abs=0.1)
+
+
+def test_the_large_model_in_miniature():
+    case = replace(SEVEN_B, width=128, depth=1, batch=1, length=8, vocabulary=50)
+    rows = {}
+    for kind in ("bfloat16", "NF4, ours"):
+        model = quantised_7b.build_model(kind, case)
+        rows[kind] = quantised_7b.measure(model, case)
+        quantised = [m for m in model.modules() if isinstance(m, QuantisedLinear)]
+        assert len(quantised) == (7 if kind == "NF4, ours" else 0)
+    one, other = rows.values()
+    assert one["trainable"] == other["trainable"] > 0
+    assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+
+
+def test_quantising_seven_billion_saves_what_its_bytes_say():
+    """6.476 billion weights of the blocks, from 16 bits to 4.127; and both kernels agree."""
+    table = load_table("bits_7b")
+    stays = table.groupby("base").stays_gb.min()
+    saved = 6.476 * (16 - 4.127) / 8
+    for kind in ("NF4, bitsandbytes", "NF4, ours"):
+        assert stays["bfloat16"] - stays[kind] == pytest.approx(saved, rel=0.02)
+    losses = table.pivot(index=["rows", "mode"], columns="base", values="loss")
+    torch.testing.assert_close(
+        *(torch.tensor(losses[kind].to_numpy()) for kind in ("NF4, bitsandbytes", "NF4, ours")),
+        rtol=2e-3,
+        atol=0,
+    )
