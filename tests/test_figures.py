@@ -12,6 +12,7 @@ import torch
 from matplotlib.text import Text
 
 from lora_course import figures
+from lora_course.recorded_writing import docstring_runs, looks_of
 from lora_lib import add_lora_to_model, freeze_non_lora_params, load_pretrained
 from lora_lib.lora import LoRALinear
 from lora_lib.rank import k90
@@ -127,6 +128,8 @@ FIGURES = {
     "step_times": ({on: {"lora_lib": [1.4, 0.8, 0.7], "PEFT": [1.5, 0.9, 0.8]} for on in
                     ("CPU", "GPU")}, (128, 1024, 4096),
                    {"full": (200.0, 40.0), "lora_lib": (164.0, 18.0)}),
+    "bits_by_parameters": (docstring_runs(),),
+    "news_by_docstrings": (looks_of(docstring_runs()), (0.95, 0.905)),
     "from_memory": (),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip
