@@ -115,8 +115,8 @@ def test_what_schulman_et_al_found_would_be_called_reproduced():
     runs = load_runs()
     batch = runs.batch_size.eq(512) & runs.method.eq("lora")
     runs.loc[batch, "bits"] = 2.4
-    short = runs.steps.eq(62) & runs.lr.isin([0.02, 0.002])  # the best rates: ten times
-    runs.loc[short & runs.method.eq("lora").eq(runs.lr.eq(0.02)), "validation_bits"] = 0.0
+    best = runs.lr.eq(runs.method.map({"lora": 0.02, "full": 0.002}))  # ten times
+    runs.loc[best & runs.steps.eq(62) & runs.batch_size.eq(64), "validation_bits"] = 0.0
     levels = [replace(run, pairs=n) for run in CAPACITY.values() for n in COUNTS[1:]]
     for run in levels:
         names = load_pairs("georgian", "train")[: run.pairs]
