@@ -58,7 +58,7 @@ def show_rewards(
     the mean of all."""
     mean = sum(rewards) / len(rewards)
     rows = [
-        [f"{text}, reads {reads(text)}", f"{reward:.2f}", f"{reward - mean:+.2f}"]
+        [f"{text}, reads {reads(text)}", f"{reward:.2f}", f"{reward - mean:+.2f}".replace("-", "−")]
         for text, reward in zip(texts, rewards, strict=True)
     ]
     caption = f"recorded: {recorded[0]}, reads {reads(recorded[0])}; mean reward {mean:.2f}"
