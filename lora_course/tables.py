@@ -51,6 +51,20 @@ def show_table(
     display(HTML(_table(head, body, "; ".join(filter(None, (mark, caption))))))
 
 
+def show_rewards(
+    town: str, texts: Sequence[str], rewards: Sequence[float], recorded: Sequence[str]
+) -> None:
+    """Samples of a Georgian name, a row each, with their rewards and advantages: the reward minus
+    the mean of all."""
+    mean = sum(rewards) / len(rewards)
+    rows = [
+        [f"{text}, reads {reads(text)}", f"{reward:.2f}", f"{reward - mean:+.2f}".replace("-", "−")]
+        for text, reward in zip(texts, rewards, strict=True)
+    ]
+    caption = f"recorded: {recorded[0]}, reads {reads(recorded[0])}; mean reward {mean:.2f}"
+    show_table([f"sample of {town}", "reward", "advantage"], rows, caption)
+
+
 def show_names(
     towns: Sequence[str],
     rows: Mapping[str, Sequence[str]],

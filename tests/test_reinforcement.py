@@ -7,10 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from lora_course import reinforcement
+from lora_course import reinforcement, tables
 from lora_course.experiments import rewards
 from lora_course.experiments.real_runs import job_of, make_trainable, read_rows
-from lora_course.experiments.reward_results import NAMES, runs_at_chosen_rates
+from lora_course.experiments.reward_results import (
+    NAMES,
+    bits_for_each_parameter,
+    load_reward_runs,
+    rewards_minus_answers,
+    runs_at_chosen_rates,
+)
 from lora_course.experiments.rewards import (
     FIRST_RATES,
     TARGETS,
@@ -28,6 +34,7 @@ from lora_course.reinforcement import (
     prompts_of,
     sample,
     score,
+    write_and_score,
 )
 from lora_course.results import RESULTS, load_table
 from lora_lib.model import SmallTransformer
@@ -203,3 +210,23 @@ def test_the_start_and_the_first_steps_come_out_again_on_this_machine(monkeypatc
         model, tokenizer = load_start()
         curve = rewards.train(job, make_trainable(model, job, TARGETS), tokenizer)["curve"]
         assert float(curve) == pytest.approx(float(first["curve"].split()[0]), abs=0.01), kind
+
+
+def test_differences_are_taken_seed_by_seed_at_the_chosen_rates():
+    _, runs = load_reward_runs()
+    gaps = rewards_minus_answers(runs)
+    ours, theirs = (runs[task, "full"].kl for task in ("rewards", "answers"))
+    assert gaps["full"]["KL from start"].mean == pytest.approx((ours - theirs).mean())
+    run = runs["rewards", "LoRA r=1"]
+    wanted = 300 * 32 * 8 * run.reward_bits.mean() / 9891
+    assert bits_for_each_parameter(run) == pytest.approx(wanted)
+
+
+def test_samples_are_shown_with_what_they_earn_beyond_the_mean(start, monkeypatch):
+    texts, rewards = write_and_score(*start, "Bremen", SPELLINGS["Bremen"], samples=4)
+    shown = []
+    monkeypatch.setattr(tables, "show_table", lambda columns, rows, caption: shown.extend(rows))
+    tables.show_rewards("Bremen", texts, rewards.tolist(), SPELLINGS["Bremen"])
+    advantages = [float(row[2].replace("−", "-")) for row in shown]
+    assert advantages == pytest.approx((rewards - rewards.mean()).tolist(), abs=0.006)
+    assert [row[0].split(",")[0] for row in shown] == texts

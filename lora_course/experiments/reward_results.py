@@ -7,6 +7,13 @@ from lora_course.experiments.rewards import METHODS, SAMPLES, TUNING_SEEDS
 from lora_course.results import load_table
 
 NAMES = {rank: f"LoRA r={rank}" if rank else "full" for _, rank in METHODS}
+# What rewards are compared with answers in: a score of the table, by its name on the page.
+LOOKED_AT = {
+    "one of 8 right": "right_in_8",
+    "mean reward": "sampled_reward",
+    "KL from start": "kl",
+    "bits of names alone": "names alone",
+}
 RewardRuns = dict[tuple[str, str], pd.DataFrame]
 
 
@@ -34,6 +41,17 @@ def minus(
 ) -> Interval:
     """A score of our runs minus that of theirs, seed by seed."""
     return paired_difference(runs[ours][score], runs[theirs][score])
+
+
+def rewards_minus_answers(runs: RewardRuns) -> dict[str, dict[str, Interval]]:
+    """Method → {each of LOOKED_AT: after rewards minus after answers}."""
+    return {
+        name: {
+            label: minus(runs, ("rewards", name), ("answers", name), score)
+            for label, score in LOOKED_AT.items()
+        }
+        for name in NAMES.values()
+    }
 
 
 def bits_for_each_parameter(run: pd.DataFrame) -> float:
