@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from lora_course import figures
 from lora_course.experiments.reward_results import load_reward_runs
 from lora_course.recorded_search import load_search
+from lora_course.recorded_writing import docstring_runs, looks_of
 from lora_lib import add_lora_to_model, freeze_non_lora_params, load_pretrained
 from lora_lib.lora import LoRALinear
 from lora_lib.rank import k90
@@ -163,6 +164,8 @@ FIGURES = {
         dict(base=base, rows=rows, mode=mode, peak_gb=12.3 + rows, ms=123.4)
         for base in ("bfloat16", "NF4, bitsandbytes", "NF4, ours")
         for rows, mode in ((1, "train"), (2, "train"), (4, "train"), (4, "checkpointed"))]),),
+    "bits_by_parameters": (docstring_runs(),),
+    "news_by_docstrings": (looks_of(docstring_runs()), (0.95, 0.905)),
     "from_memory": (),
     "lora_in_one_picture": (LAYER, 0.084, "Bremen", WRITTEN, SCORES),
 }  # fmt: skip
