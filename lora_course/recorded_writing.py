@@ -7,10 +7,9 @@ import pandas as pd
 
 from lora_course.experiments.forgetting import FULL, bits_by_seed
 from lora_course.experiments.questions import QUESTIONS, paired_difference
-from lora_course.results import RESULTS, load_runs, load_table
+from lora_course.results import RESULTS, at_tuned_rate, load_runs, load_table
 
 ADAPTER = RESULTS / "real" / "adapters" / "r1_all_linear"  # seed 0, 200 steps of 32
-SETTING = ["method", "rank", "targets"]
 COMPARED = (
     ("LoRA r=1 on q, v", "eight examples"),
     ("LoRA r=32 on q, v", "LoRA r=8 on q, v"),
@@ -24,8 +23,8 @@ def docstring_runs() -> pd.DataFrame:
     """The runs at the rate with the fewest bits on validation (seed 0), in the order of seeds; the
     name of each setting is its `setting`, such as "LoRA r=8 on q, v"."""
     runs = load_table("real/docstrings").fillna({"targets": ""})
-    tuned = runs[runs.seed.eq(0)].sort_values("validation_bits").drop_duplicates(SETTING)
-    runs = runs.merge(tuned[[*SETTING, "lr"]]).sort_values([*SETTING[::-1], "seed"])
+    runs = at_tuned_rate(runs, "validation_bits", low_is_good=True)
+    runs = runs.sort_values(["targets", "rank", "method", "seed"])
     lora = "LoRA r=" + runs["rank"].astype(str) + " on " + runs.targets
     return runs.assign(setting=runs.method.map(_NAMES).fillna(lora))
 
