@@ -157,7 +157,7 @@ def test_in_half_precision_dora_computes_in_the_bases_dtype():
 @pytest.mark.parametrize("method", variant_costs.METHODS)
 def test_the_recorded_sizes_are_measured_again(method, monkeypatch):
     monkeypatch.setattr(variant_costs, "METHODS", {method: variant_costs.METHODS[method]})
-    monkeypatch.setattr(variant_costs, "take_turns", lambda steps, *_: dict.fromkeys(steps, [1.0]))
+    monkeypatch.setattr(variant_costs, "take_turns", lambda steps, *_: dict.fromkeys(steps, (1.0,)))
     [row] = variant_costs.measure(variant_costs.BASE, torch.device("cpu"))
     recorded = load_table("variant_costs").query("model == 'course' and method == @method")
     assert row["trainable"] == recorded.trainable.item()
