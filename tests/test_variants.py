@@ -8,6 +8,8 @@ from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 
+from lora_course.experiments import variant_costs
+from lora_course.results import load_table
 from lora_course.variants import DoRALinear, add_magnitudes, lora_plus, start_at_strongest
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import LoRALinear, lora_layers
@@ -150,6 +152,17 @@ def test_in_half_precision_dora_computes_in_the_bases_dtype():
     assert output.dtype == torch.bfloat16 and model[0].magnitude.dtype == torch.float32
     torch.testing.assert_close(output, plain)
     assert len(list(lora_layers(model))) == 1
+
+
+@pytest.mark.parametrize("method", variant_costs.METHODS)
+def test_the_recorded_sizes_are_measured_again(method, monkeypatch):
+    monkeypatch.setattr(variant_costs, "METHODS", {method: variant_costs.METHODS[method]})
+    monkeypatch.setattr(variant_costs, "take_turns", lambda steps, *_: dict.fromkeys(steps, (1.0,)))
+    [row] = variant_costs.measure(variant_costs.BASE, torch.device("cpu"))
+    recorded = load_table("variant_costs").query("model == 'course' and method == @method")
+    assert row["trainable"] == recorded.trainable.item()
+    # On a CPU: weights and the optimizer's state alone.
+    assert 4e6 < row["peak_bytes"] < recorded.peak_bytes.item()
 
 
 @pytest.fixture(autouse=True)
