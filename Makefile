@@ -1,17 +1,19 @@
 # make lab        open the course in JupyterLab, in a copy of your own: my/
 # make fresh NOTEBOOK=03    give one notebook back as it was; yours stays beside it
 # make check      say what is missing here, and what to do
+# make playground write the page on which the model runs into docs/_build/playground, and serve it
+# make site       write the course as a web site into docs/_build/html, to read without running it
+# make real-models install two public models, 176 MB, for the tests and experiments that use them
+# not in a handout
 # make test       check everything: style, unit tests, every notebook
 # make notebooks  re-execute every notebook; the only thing that writes their outputs and figures/
 # make seeds      run the seven notebooks with other seeds, and list the claims that fail
 # make slides     make the slides of the 60-minute class, in slides/
 # make handout    make what a class gets, without answers, in handout/
 # make assignment write the exercises for a class into grading/ (see grading/README.md)
-# make playground write the page on which the model runs into docs/_build/playground, and serve it
-# make site       write the course as a web site into docs/_build/html, to read without running it
-# make real-models install two public models, 176 MB, for the tests and experiments that use them
 # make lock       write requirements/lock.txt anew; make versions tries the lowest and the newest (uv)
 # make publish ADDRESS=https://…    say where the repository is: badges, and a cell for Colab
+# end
 # Each sets up .venv by itself, once, with the versions in requirements/lock.txt. Otherwise:
 #   make lab PYTHON=python3.12   another Python
 #   make lab TORCH=cpu           the small build of PyTorch, without GPU support (Linux)
@@ -35,9 +37,7 @@ ifeq ($(TORCH),cpu)
 INSTALL += $(if $(UV),--torch-backend cpu,--extra-index-url https://download.pytorch.org/whl/cpu)
 endif
 
-PYTEST = LORA_LIB_STRICT=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env tests notebooks
-
-.PHONY: lab fresh check test notebooks seeds slides handout playground real-models assignment site lock versions publish
+.PHONY: lab fresh check playground real-models site
 
 lab: .venv/installed
 	$(BIN)/python -m lora_course.my_copy
@@ -48,6 +48,21 @@ fresh: .venv/installed
 
 check:
 	@$(or $(shell command -v $(BIN)/python),$(PYTHON_OR_STOP)) check.py
+
+playground: .venv/installed
+	$(BIN)/python docs/make_playground.py
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/playground 8000
+
+real-models: .venv/installed-real-models
+
+site: .venv/installed-site
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+# not in a handout
+.PHONY: test notebooks seeds slides assignment handout lock versions publish
+
+PYTEST = LORA_LIB_STRICT=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env tests notebooks
 
 test: .venv/installed-test .venv/installed-real-models
 	$(BIN)/ruff check .
@@ -71,16 +86,6 @@ assignment: .venv/installed-test
 handout: assignment
 	$(BIN)/python docs/make_handout.py
 
-playground: .venv/installed
-	$(BIN)/python docs/make_playground.py
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/playground 8000
-
-real-models: .venv/installed-real-models
-
-site: .venv/installed-site
-	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
-	@echo "Open docs/_build/html/index.html"
-
 lock:
 	uv pip compile $(UPGRADE) --universal --python-version 3.11 --no-annotate --custom-compile-command 'make lock' \
 		-o requirements/lock.txt requirements.txt requirements/instructor.txt requirements/site.txt requirements/test.txt
@@ -95,6 +100,7 @@ versions-%:
 
 publish: .venv/installed
 	$(BIN)/python docs/publish.py $(ADDRESS)
+# end
 
 .venv/installed: requirements.txt $(wildcard requirements/*.txt) pyproject.toml
 	@$(PYTHON_OR_STOP) check.py --before-set-up

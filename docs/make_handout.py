@@ -21,7 +21,9 @@ RELEASED = ROOT / "grading" / "release" / ASSIGNMENT / f"{ASSIGNMENT}.ipynb"
 KEPT_BACK = r"""notebooks/solutions/ | tests/ | grading/ | lora_course/exercises/release
  | docs/(instructor|make_(handout|slides)|publish|slides_)
  | CONTRIBUTING | \.ci/ | \.github/ | \.gitignore"""
-LEFT_OUT = re.compile(r"<!-- not in a handout -->\n.*?<!-- end -->\n", re.DOTALL)
+LEFT_OUT = re.compile(
+    r"(<!--|#) not in a handout( -->|)\n.*?\1 end\2\n", re.DOTALL
+)  # of a page, and of the Makefile
 LINK = re.compile(r"(?<!!)\[([^]]+)\]\(((?!\w+:)[^)#\s]+)[^)]*\)")
 PACKED = (
     '\n\n__path__.append(f"{__path__[0]}/exercises.zip")  # a class gets the exercises packed\n'
@@ -45,14 +47,17 @@ def without_dead_links(text: str, here: Path) -> str:
 
 
 def adapt_pages(folder: Path) -> None:
+    makefile = folder / "Makefile"
+    makefile.write_text(LEFT_OUT.sub("", makefile.read_text("utf-8")), "utf-8")
     for path in folder.rglob("*.md"):
         path.write_text(without_dead_links(path.read_text("utf-8"), path.parent), "utf-8")
     for path in folder.rglob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
+            source = assigned_source(cell.source)
             if cell.cell_type == "markdown":
-                cell.source = without_dead_links(cell.source, path.parent)
-            elif (source := assigned_source(cell.source)) != cell.source:
+                cell.source = without_dead_links(source, path.parent)
+            elif source != cell.source:
                 cell.source, cell.outputs, cell.execution_count = source, [], None
         nbformat.write(notebook, path)
 
@@ -93,5 +98,6 @@ if __name__ == "__main__":
     site = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-c", "docs"]
     doctrees = ["-d", "docs/_build/doctrees", ".", str(folder.parent / "site")]
     subprocess.run([*site, *doctrees], cwd=folder, check=True)
-    shutil.rmtree(folder / "docs" / "_build")
+    for left_behind in (folder / "docs" / "_build", folder.parent / "jupyter_execute"):
+        shutil.rmtree(left_behind, ignore_errors=True)
     print(f"{folder.parent.relative_to(ROOT)}/: a folder, the same as a zip, and a site to read")

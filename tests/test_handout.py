@@ -32,9 +32,13 @@ def test_the_copy_checks_what_is_practice_and_holds_no_answer_to_what_is_graded(
     assert ran.stdout.strip().endswith("exercises.zip/exercises/ex01.py")
     names = {path.name for path in folder.rglob("*")}
     assert not {"07_solutions.ipynb", "instructor_guide.md", "release.py", "quiz.toml"} & names
+    make = subprocess.run(["make", "--dry-run", "site"], cwd=folder, capture_output=True, text=True)
+    assert make.returncode == 0, make.stderr
+    assert "test" not in (folder / "Makefile").read_text("utf-8").split()
     page = nbformat.read(folder / "notebooks" / "07_summary_and_exercises.ipynb", as_version=4)
     code = "\n".join(cell.source for cell in page.cells)
     assert "conclude_targets.record(" in code and "conclude_targets(" not in code
+    assert "compare your scores" not in code and "solutions" not in code
     for path in [*folder.rglob("*.md"), *folder.rglob("*.ipynb")]:
         text = path.read_text("utf-8")
         assert "BEGIN SOLUTION" not in text and "not in a handout" not in text
