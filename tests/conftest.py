@@ -22,12 +22,15 @@ from lora_lib.pretrained import load_pretrained
 torch.set_num_threads(1)  # more of them crawl as soon as anything else runs on the machine
 
 # Set here, not in a fixture: nbval's kernels and programs that a test starts inherit it.
-CACHE = tempfile.TemporaryDirectory(prefix="lora_lib_tests_")
-os.environ["LORA_LIB_CACHE"] = CACHE.name
+CACHE = None
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of the process that started them
+    CACHE = tempfile.TemporaryDirectory(prefix="lora_lib_tests_")
+    os.environ["LORA_LIB_CACHE"] = CACHE.name
 
 
 def pytest_unconfigure():
-    CACHE.cleanup()
+    if CACHE:
+        CACHE.cleanup()
 
 
 MODELS = {"search_your_code": MINILM, "a_language_model": SMOLLM2}  # pages that want one
