@@ -63,17 +63,17 @@ def at_chosen_rate(runs: pd.DataFrame, by: str = "bits") -> pd.DataFrame:
     return runs.merge(chosen[[*SETTING, "lr"]])
 
 
-# What has a learning rate of its own in the tables under `real/`.
-REAL_SETTING = ["task", "method", "rank", "targets", "steps", "batch_size"]
+# The same where a row is a Job of lora_course.experiments.real_runs.
+JOB_SETTING = ["task", "method", "rank", "targets", "steps", "batch_size"]
 
 
 def at_tuned_rate(
     runs: pd.DataFrame, by: str, seeds: Sequence[int] = (0,), low_is_good: bool = False
 ) -> pd.DataFrame:
-    """Of a table under `real/`, the runs at the learning rate that was chosen for their setting:
-    by the mean of a validation score over the seeds that every rate was tried with. In the order
-    of their seeds."""
-    tried = runs[runs.seed.isin(seeds)].groupby([*REAL_SETTING, "lr"], dropna=False)
+    """Of a table whose rows are Jobs, the runs at the learning rate that was chosen for their
+    setting: by the mean of a validation score over the seeds that every rate was tried with. In
+    the order of their seeds."""
+    tried = runs[runs.seed.isin(seeds)].groupby([*JOB_SETTING, "lr"], dropna=False)
     best_first = tried[by].mean().reset_index().sort_values(by, ascending=low_is_good)
-    chosen = best_first.drop_duplicates(REAL_SETTING)
-    return runs.merge(chosen[[*REAL_SETTING, "lr"]]).sort_values("seed")
+    chosen = best_first.drop_duplicates(JOB_SETTING)
+    return runs.merge(chosen[[*JOB_SETTING, "lr"]]).sort_values("seed")

@@ -13,7 +13,7 @@ import torch
 from matplotlib.text import Text
 
 from lora_course import figures
-from lora_course.experiments.reward_results import load_reward_runs
+from lora_course.recorded_rewards import load_reward_runs
 from lora_course.recorded_search import load_search
 from lora_course.recorded_writing import docstring_runs, looks_of
 from lora_lib import add_lora_to_model, freeze_non_lora_params, load_pretrained

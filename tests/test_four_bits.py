@@ -15,8 +15,6 @@ from lora_course.experiments.quantised_runs import (
     LORA,
     PRECISIONS,
     RESULTS,
-    at_chosen_rate,
-    errors_by_bits,
     measure,
     settings,
 )
@@ -41,6 +39,7 @@ from lora_course.four_bits import (
     regroup,
     replace_linears,
 )
+from lora_course.recorded_bits import adapted, errors_by_bits
 from lora_course.results import load_table
 from lora_lib.adapters import load_adapter, save_adapter
 from lora_lib.injection import (
@@ -306,7 +305,7 @@ def test_a_run_scores_the_base_or_the_adapter_in_every_way():
 def test_nothing_is_left_to_record_and_every_rate_has_a_worse_one_on_either_side():
     rows = read_rows(RESULTS / "bits.csv")
     assert list(plan(rows, settings(), "validation_exact_match")) == []
-    chosen = at_chosen_rate(load_table("bits"))
+    chosen = adapted(load_table("bits"))
     assert set(chosen.task) == set(PRECISIONS)
     assert all(sorted(mine.seed) == [0, 1, 2, 3, 4] for _, mine in chosen.groupby("task"))
     panels = errors_by_bits(load_table("bits"))
@@ -343,7 +342,7 @@ def test_recorded_bytes_are_counted_anew():
 
 def test_the_first_steps_of_a_recorded_run_come_out_again():
     """Up to the dropout, which another device draws otherwise."""
-    runs = at_chosen_rate(load_table("bits"))
+    runs = adapted(load_table("bits"))
     [run] = runs[runs.task.eq("NF4") & runs.seed.eq(0)].itertuples()
     torch.manual_seed(0)
     model, tokenizer = load_pretrained(dropout=0.1)

@@ -450,3 +450,8 @@ def test_without_the_model_its_page_says_so_and_shows_what_was_recorded(monkeypa
     assert page["model"] is None and "is not on this machine" in said
     assert said.count("✓") == 2 and "tokens" not in said  # claims on what was recorded
     assert said.count("HTML object") == 5  # tables
+
+
+def test_a_table_of_an_older_recording_is_not_gone_on_with():
+    with pytest.raises(ValueError, match="older recording; give --out another folder"):
+        next(plan([{"task": "towns"}], [], "validation_exact_match"))

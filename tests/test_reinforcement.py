@@ -10,19 +10,19 @@ from torch import nn
 from lora_course import reinforcement, tables
 from lora_course.experiments import rewards
 from lora_course.experiments.real_runs import job_of, make_trainable, read_rows
-from lora_course.experiments.reward_results import (
-    NAMES,
-    bits_for_each_parameter,
-    load_reward_runs,
-    rewards_minus_answers,
-    runs_at_chosen_rates,
-)
 from lora_course.experiments.rewards import (
     FIRST_RATES,
     TARGETS,
     TUNING_SEEDS,
     load_start,
     other_spellings,
+)
+from lora_course.recorded_rewards import (
+    NAMES,
+    bits_for_each_parameter,
+    load_reward_runs,
+    rewards_minus_answers,
+    runs_at_chosen_rates,
 )
 from lora_course.reinforcement import (
     batches_of_names,

@@ -120,49 +120,6 @@ def _scores(
     return {f"{name}_{way}": value for name, value in scores.items()}
 
 
-def at_chosen_rate(table):
-    """Of `table`, a data frame of such rows, the LoRA runs at the rate that was chosen for their
-    precision, with seed 0: the best on validation, of equal ones the first in the table."""
-    runs = table[table.method.eq("lora")]
-    tried = runs[runs.seed.eq(0)].sort_values(
-        "validation_exact_match", ascending=False, kind="stable"
-    )
-    return runs.merge(tried.drop_duplicates("task")[["task", "lr"]])
-
-
-def errors_by_bits(table) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """Error rates of a row each: {title: {kind of levels, or "float": {bits: a list}}}."""
-    alone = table[table.method.eq("base")]
-    groups = {"The base alone: Cyrillic": alone, "With LoRA: Georgian": at_chosen_rate(table)}
-    panels = {}
-    for title, rows in groups.items():
-        panels[title] = {"float": {}, "normal": {}, "even": {}}
-        for name, form in PRECISIONS.items():
-            errors = list(rows[rows.task.eq(name)].error_rate_beside)
-            kind, bits = (form.kind, form.bits) if form else ("float", 32)
-            panels[title][kind][bits] = errors
-    return panels
-
-
-def minus(table, ours: str, theirs: str, score: str):
-    """The score beside a base of the precision `ours` minus that of `theirs`: an Interval."""
-    from lora_course.experiments.questions import paired_difference
-
-    runs = at_chosen_rate(table).sort_values("seed").groupby("task")[f"{score}_beside"]
-    return paired_difference(*(runs.get_group(name) for name in (ours, theirs)))
-
-
-def after_training(table, score: str, names: list[str]) -> list[list]:
-    """A row for each of WAYS: in words, the mean score on each precision in `names`, and the kB of
-    the first of them."""
-    runs = at_chosen_rate(table).groupby("task")
-    rows = []
-    for way, words in WAYS.items():
-        size = runs[f"bytes_{way}"].min()[names[0]]
-        rows.append([words, *runs[f"{score}_{way}"].mean()[names], round(size / 1000)])
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the table")

@@ -1,4 +1,4 @@
-"""What the experiments with real models share: rates tried, seeds, and rows as they come.
+"""What the newer experiments share: rates tried, seeds, and rows as they come.
 
 They run on machines that have torch and transformers and little else, so nothing here needs pandas
 or PEFT.
@@ -110,7 +110,14 @@ def plan(
     tuning_seeds: Sequence[int] = (0,),
 ) -> Iterator[Job]:
     """What is still to be done: rates to try first, then the seeds at every chosen rate. What rates
-    are chosen by is `score`, on validation, with sign −1 if a low one is good."""
+    are chosen by is `score`, on validation, with sign −1 if a low one is good.
+
+    Raises ValueError for rows without that score."""
+    if rows and score not in rows[0]:
+        raise ValueError(
+            f"the table has no column {score!r}, by which rates are chosen: it is of an older "
+            "recording; give --out another folder"
+        )
     done = set(map(job_of, rows))
     ready = []
     for setting in settings:

@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lora_course.directions import nearest_cosines_by_chance
 from lora_course.experiments.forgetting import minus_full
-from lora_course.experiments.quantised_runs import minus as minus_of_precisions
 from lora_course.experiments.questions import (
     CANT_TELL,
     CAPACITY,
@@ -44,9 +43,10 @@ from lora_course.experiments.questions import (
     number,
     paired_difference,
 )
-from lora_course.experiments.reward_results import NAMES, runs_at_chosen_rates
-from lora_course.experiments.reward_results import minus as minus_of_rewards
 from lora_course.experiments.runs import Run, chosen_rate, runs_at, tried_runs
+from lora_course.recorded_bits import minus as minus_of_precisions
+from lora_course.recorded_rewards import NAMES, runs_at_chosen_rates
+from lora_course.recorded_rewards import minus as minus_of_rewards
 from lora_course.results import load_table
 from lora_lib.adapters import load_adapter
 from lora_lib.injection import unload_lora

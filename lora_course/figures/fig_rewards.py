@@ -64,7 +64,7 @@ def rewards_or_answers(
     every: int = 10,
 ) -> Picture:
     """Mean reward during training, and names right on test towns; `runs` by task and method, as
-    `lora_course.experiments.reward_results` has them, `start` the names right before."""
+    `lora_course.recorded_rewards` has them, `start` the names right before."""
     curves = {
         name: [list(map(float, curve.split())) for curve in runs["rewards", name].curve]
         for name in REWARDED

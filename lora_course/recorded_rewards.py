@@ -1,10 +1,10 @@
-"""Reading the recorded table `rewards`: see `lora_course.experiments.rewards`."""
+"""What was recorded of rewards against answers (`lora_course.experiments.rewards`)."""
 
 import pandas as pd
 
 from lora_course.experiments.questions import Interval, paired_difference
 from lora_course.experiments.rewards import METHODS, SAMPLES, TUNING_SEEDS
-from lora_course.results import load_table
+from lora_course.results import at_tuned_rate, load_table
 
 NAMES = {rank: f"LoRA r={rank}" if rank else "full" for _, rank in METHODS}
 # What rewards are compared with answers in: a score of the table, by its name on the page.
@@ -18,16 +18,13 @@ RewardRuns = dict[tuple[str, str], pd.DataFrame]
 
 
 def runs_at_chosen_rates(table: pd.DataFrame) -> RewardRuns:
-    """(task, method) → its five runs at the rate that `plan` chose, in the order of the seeds. The
+    """(task, method) → its five runs at the rate that was chosen, in the order of the seeds. The
     tasks are "rewards" and "answers", the methods those of `NAMES`."""
-    trained = table[table.lr > 0]
-    tuning = trained[trained.seed.isin(TUNING_SEEDS)]
-    runs = {}
-    for (task, rank), mine in trained.groupby(["task", "rank"]):
-        tried = tuning[tuning.task.eq(task) & tuning["rank"].eq(rank)]
-        best = tried.groupby("lr", sort=False).validation_exact_match.mean().idxmax()
-        runs[task, NAMES[rank]] = mine[mine.lr.eq(best)].sort_values("seed", ignore_index=True)
-    return runs
+    tuned = at_tuned_rate(table[table.lr > 0], "validation_exact_match", TUNING_SEEDS)
+    return {
+        (task, NAMES[rank]): mine.reset_index(drop=True)
+        for (task, rank), mine in tuned.groupby(["task", "rank"])
+    }
 
 
 def load_reward_runs() -> tuple[pd.Series, RewardRuns]:
