@@ -109,14 +109,17 @@ def _modules_of(package: str) -> Iterator[tuple[str, Path]]:
             yield ".".join(part for part in parts if part[0] != "_"), path
 
 
+_NAMED = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
 def _documented(body: Sequence[ast.stmt], prefix: str) -> Iterator[Function]:
     for node in body:
-        if getattr(node, "name", "_").startswith("_"):
+        if not isinstance(node, _NAMED) or node.name.startswith("_"):
             continue
         name = f"{prefix}.{node.name}"
         if isinstance(node, ast.ClassDef):
             yield from _documented(node.body, name)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        else:
             summary = first_sentence(ast.get_docstring(node) or "")
             signature = _signature(node.args)
             if summary and len(signature) <= _LONGEST:

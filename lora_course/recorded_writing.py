@@ -8,6 +8,7 @@ import pandas as pd
 from lora_course.experiments.forgetting import FULL, bits_by_seed
 from lora_course.experiments.questions import QUESTIONS, paired_difference
 from lora_course.results import RESULTS, at_tuned_rate, load_runs, load_table
+from lora_course.tables import span
 
 ADAPTER = RESULTS / "real" / "adapters" / "r1_all_linear"  # seed 0, 200 steps of 32
 COMPARED = (
@@ -64,20 +65,15 @@ def news_minus_full(looks: pd.DataFrame, levels: Sequence[float]) -> pd.DataFram
     return pd.DataFrame(gaps, settings)
 
 
-def towns_right() -> pd.DataFrame:
-    """The share of unseen towns written right, a row a method: by SmolLM2 at the rate with the
-    fewest bits on validation, `by_bits` (mean of five seeds), and at the best of all rates for
-    these towns themselves, `best` (one run); by our small base, its mean and `worst` seed."""
-    towns = load_table("real/towns")
+def towns_right() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The share of unseen towns written right by SmolLM2, at the rate with the most right on
+    validation, and by our small base: five seeds each, in the rows; a column a method."""
+    runs = at_tuned_rate(load_table("real/towns"), "validation_exact_match")
+    right = runs.pivot(index="seed", columns="method", values="exact_match")
     small = QUESTIONS["pairs"].scores(load_runs())
-    rows = {}
-    for name, method in (("LoRA r=8", "lora"), (FULL, "full")):
-        tried = towns[towns.method.eq(method)]
-        rate = tried[tried.seed.eq(0)].sort_values("validation_bits").lr.iloc[0]
-        by_bits = tried[tried.lr.eq(rate)].exact_match.mean()
-        ours = small[f"{name}, all"]
-        rows[name] = by_bits, tried.exact_match.max(), ours.mean(), ours.min()
-    return pd.DataFrame.from_dict(rows, "index", columns=["by_bits", "best", "ours", "worst"])
+    names = {"lora": "LoRA r=8", "full": FULL}
+    ours = pd.DataFrame({name: small[f"{name}, all"] for name in names.values()})
+    return right[list(names)].rename(columns=names), ours
 
 
 def bits_before_training() -> float:
@@ -87,17 +83,12 @@ def bits_before_training() -> float:
 
 def step_costs() -> list[list[str]]:
     """A row for LoRA on each choice of targets and one for full fine-tuning, each from its lowest
-    to its highest rank: MB to keep (float32), milliseconds of a training step of 32 functions, GB
-    at its peak."""
+    to its highest rank and measurement: MB to keep (float32), milliseconds of a training step of 32
+    functions, GB at its peak."""
     costs = load_table("real/docstrings_costs").fillna({"targets": ""})
     rows = []
     for targets in ("q, v", "all linear", ""):
         found = costs[costs.targets.eq(targets)]
-        spans = [_span(4 * found.trainable / 1e6), _span(found.ms), _span(found.peak_bytes / 1e9)]
+        spans = [span(4 * found.trainable / 1e6), span(found.ms), span(found.peak_bytes / 1e9)]
         rows.append([f"LoRA r=1 to 32 on {targets}" if targets else FULL, *spans])
     return rows
-
-
-def _span(values: pd.Series) -> str:
-    ends = dict.fromkeys(f"{value:.3g}" for value in (values.min(), values.max()))
-    return " to ".join(ends)

@@ -3,7 +3,7 @@
 import html
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
 
@@ -110,6 +110,12 @@ def _name_cell(script: str, town: str, name: str) -> str:
 RIGHT, WRONG = "#007A5A", "#B84A00"  # the colours of the marks
 _RIGHT = f" <span style='color:{RIGHT}' title='as recorded'>✓</span>"
 _WRONG = f" <span style='color:{WRONG}' title='not as recorded'>✗</span>"
+
+
+def span(values: Iterable[float]) -> str:
+    """The lowest and the highest, such as "31.2 to 56": one of them, if both read the same."""
+    values = list(values)
+    return " to ".join(dict.fromkeys(f"{end:.3g}" for end in (min(values), max(values))))
 
 
 def _table(head: str, body: str, caption: str) -> str:
