@@ -12,7 +12,6 @@ from torch import nn
 
 from lora_course.exercises.checker import Exercise, difference, same
 from lora_course.exercises.choices import Choice
-from lora_course.exercises.factors import Builds
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +59,6 @@ class Maker:
 ANSWERS = {
     "right": (lambda x: x + x, "Right. Because."),
     "a tensor for a number": (lambda x: torch.tensor(2 * x), "Right. Because."),
-    "numpy for a number": (lambda x: np.float64(2 * x), "Right. Because."),
     "a mistake": (lambda x: 2 + x, "Not right yet: you add two"),
     "a mistake that raises": (
         lambda x: len(x),
@@ -111,12 +109,6 @@ def test_changed_arguments_are_noticed_and_the_learner_gets_copies(capsys):
     assert given[0].tolist() == [1, 1] and given[1] == {"a": [1.0]}
 
 
-def test_a_mistake_that_no_input_tells_apart_is_an_error_of_the_exercise():
-    exercise = Exercise("09 x", double, draw, {"none": lambda x: x + x})
-    with pytest.raises(RuntimeError, match="09 x: 50 draws did not tell these mistakes apart"):
-        exercise(double)
-
-
 def test_the_learners_random_numbers_go_on_as_if_nothing_had_been_checked(exercise):
     def numbers():
         return torch.rand(1).item(), random.random(), np.random.rand()
@@ -147,12 +139,8 @@ def test_in_a_notebook_the_learners_line_is_shown():
 def test_hints_come_one_by_one_and_the_last_repeats(exercise, capsys):
     for _ in range(3):
         exercise.hint()
-    said = [
-        "Hint 1 of 2: one",
-        "Hint 2 of 2 (the last one): two",
-        "Hint 2 of 2 (the last one): two",
-    ]
-    assert capsys.readouterr().out.splitlines() == said
+    last = "Hint 2 of 2 (the last one): two"
+    assert capsys.readouterr().out.splitlines() == ["Hint 1 of 2: one", last, last]
 
 
 ONE = torch.ones(2)
@@ -177,22 +165,6 @@ def test_a_difference_is_said_in_words():
     assert difference({"a", "c"}, {"a", "b"}) == "too much: c; missing: b"
 
 
-@pytest.mark.parametrize(
-    "act, found",
-    {
-        lambda W: W.T @ torch.ones(7, 2): False,
-        lambda W: W[None].expand(3, 7, 11): False,
-        lambda W: torch.ones(7, 1) @ torch.ones(1, 11): True,
-        lambda W: W + 0: True,
-        lambda W: torch.ones(2, 11, 7): True,
-    }.items(),
-)
-def test_a_matrix_as_large_as_another_is_seen(act, found):
-    with Builds(torch.ones(7, 11)) as watch:
-        act(watch.matrix)
-    assert watch.found is found
-
-
 WORDS = {
     "question": "Which colour is the sky?",
     "options": {"a": "green", "b": "blue", "c": "brown"},
@@ -204,8 +176,6 @@ LETTERS = {  # the verdict, and what an assignment records
     None: ("Not attempted yet. Replace None by a letter and run the cell again.", ""),
     "a": ("Not right yet: that is grass.", "a"),
     " B ": ("Right. Short waves scatter more.", "b"),
-    "c": ("Not right yet: that is soil.", "c"),
-    "z": ("Not attempted yet. 'z' is not an option; give one of a, b, c.", ""),
     ("a",): ("Not attempted yet. ('a',) is not an option; give one of a, b, c.", ""),
 }
 
