@@ -10,7 +10,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 from nbgrader.api import Gradebook
 
 from lora_course.exercises import release
@@ -90,15 +89,11 @@ def test_no_grade_takes_the_answer_of_another_cell(folder):
 
 def test_conclusions_and_quiz_give_no_verdict_before_the_grade(folder):
     """All answers are right, and the cells say what they keep; functions say more."""
-    assignment = read(folder / "source")
-    kinds = {cell.metadata.nbgrader.grade_id: cell.cell_type for cell in assignment.cells}
-    wanted = ("imports", "setup", "quiz", *(n for n in kinds if n.startswith("conclude_")))
-    assignment.cells = [c for c in assignment.cells if c.metadata.nbgrader.grade_id in wanted]
-    NotebookClient(assignment, timeout=120, kernel_name="python3").execute()
     said = {
         cell.metadata.nbgrader.grade_id: cell.outputs[0].text
-        for cell in assignment.cells
-        if cell.outputs
+        for cell in read(folder / "autograded" / "right").cells
+        if cell.metadata.nbgrader.grade_id.startswith(("conclude_", "quiz"))
+        and cell.get("outputs")
     }
     assert len(said) == 6
     for text in said.values():
