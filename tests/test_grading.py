@@ -92,8 +92,7 @@ def test_conclusions_and_quiz_give_no_verdict_before_the_grade(folder):
     said = {
         cell.metadata.nbgrader.grade_id: cell.outputs[0].text
         for cell in read(folder / "autograded" / "right").cells
-        if cell.metadata.nbgrader.grade_id.startswith(("conclude_", "quiz"))
-        and cell.get("outputs")
+        if cell.metadata.nbgrader.grade_id.startswith(("conclude_", "quiz")) and cell.get("outputs")
     }
     assert len(said) == 6
     for text in said.values():
