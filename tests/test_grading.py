@@ -1,6 +1,5 @@
 """A class is graded with nbgrader: what is handed out, two submissions, their marks."""
 
-import ast
 import os
 import re
 import shutil
@@ -62,29 +61,6 @@ def test_what_is_handed_out_holds_no_solution_and_no_hidden_test(folder):
     assert text.count(release.STUB) == 5 and not any(cell.get("outputs") for cell in cells)
     for cell in cells:
         assert cell.source == release.assigned_source(learners.get(cell.id, cell.source))
-
-
-def names_bound_in(cell):
-    """The names that a cell gives a value, imports included."""
-    for node in ast.walk(ast.parse(cell.source)):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.alias):
-            yield node.asname or node.name
-
-
-def test_no_grade_takes_the_answer_of_another_cell(folder):
-    """Where a learner leaves a cell out, its name is not defined, and the grade says so."""
-    cells = {c.metadata.nbgrader.grade_id: c for c in read(folder / "source").cells}
-    code = {name: cell for name, cell in cells.items() if cell.cell_type == "code"}
-    graded = {name: cell for name, cell in code.items() if cell.metadata.nbgrader.grade}
-    assert len(graded) == 11
-    for grade_id, cell in graded.items():
-        answer = re.search(r"(\w+)\)\n### END HIDDEN", cell.source)[1]
-        binding = [name for name, cell in code.items() if answer in names_bound_in(cell)]
-        assert binding == [grade_id.removeprefix("grade-")], answer
 
 
 def test_conclusions_and_quiz_give_no_verdict_before_the_grade(folder):
