@@ -18,7 +18,6 @@ from lora_course.experiments.questions import QUESTIONS, lora
 from lora_course.experiments.runs import (
     CENTRE,
     COLUMNS,
-    LOW_RANK,
     SCORES,
     SETTINGS,
     Run,
@@ -37,9 +36,7 @@ from lora_course.experiments.sweep import (
     untried_rates,
 )
 from lora_course.results import RESULTS, SETTING, at_chosen_rate, load_runs, load_table
-from lora_lib.lora import lora_layers
 from lora_lib.names import load_pairs, load_spellings
-from lora_lib.pretrained import load_pretrained
 from lora_lib.scores import Scores, evaluate
 from lora_lib.tokens import batches_by_length, pair_examples
 from lora_lib.training import fit
@@ -174,10 +171,6 @@ def test_a_recorded_run_has_as_many_trainable_parameters_as_its_model(method):
     model, _ = prepare_model(run)
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     assert sum(trained) == recorded(method).trainable.item()
-    assert any(lora_layers(model)) == method.startswith(LOW_RANK)
-    base, _ = load_pretrained()
-    same = torch.equal(model.token_embedding.weight, base.token_embedding.weight)
-    assert same == (method != "scratch")
 
 
 SLICES = {method: recorded(method) for method in ("lora", "dora", "pissa", "lora+16")}
