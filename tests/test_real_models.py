@@ -17,10 +17,7 @@ from lora_course import real_models
 from lora_course.code_search import (
     Encoder,
     Search,
-    TfIdf,
-    entry_of,
     evaluate_search,
-    evaluate_tfidf,
     info_nce,
     search_batches,
     search_scores,
@@ -116,12 +113,6 @@ def test_without_a_wheel_and_offline_the_message_says_what_to_do(wheel):
         real_models.model_folder(nowhere, unpack)
 
 
-@pytest.fixture(scope="module")
-def stdlib():
-    """Functions of Python's own library: those to learn from, to validate and to test with."""
-    return split_functions(load_functions(["stdlib"]))
-
-
 # --- docstrings ----------------------------------------------------------------------------------
 
 MODULE = '''
@@ -169,27 +160,21 @@ def test_functions_are_read_from_sources_without_importing_them(tmp_path, monkey
             load_functions(wrong)
 
 
-def test_the_standard_library_is_split_by_name(stdlib):
-    functions = [f for found in stdlib.values() for f in found]
+def test_the_standard_library_is_split_by_name():
+    functions = load_functions(["stdlib"])
     assert len(functions) > 1000
     assert len({f.name for f in functions}) == len({f.summary for f in functions}) == len(functions)
-    assert all(split_of(f.name) == split for split, found in stdlib.items() for f in found)
-    assert 0.75 < len(stdlib["train"]) / len(functions) < 0.85
+    splits = split_functions(functions)
+    assert all(split_of(f.name) == split for split, found in splits.items() for f in found)
     assert not any(f.name.startswith(("test.", "idlelib.", "tkinter.")) for f in functions)
 
 
-@pytest.mark.parametrize("docstring, sentence", [
-    ("Return the sum of it.\n\nMore.", "Return the sum of it."),
-    ("Return the\n    sum of it. And more.", "Return the sum of it."),
-    ("Sum of it.", ""),
-    (">>> f(1, 2) gives three of them", ""),
-    ("Return the sum of " + "it " * 60, ""),
-])  # fmt: skip
-def test_the_first_sentence(docstring, sentence):
-    assert first_sentence(docstring) == sentence
-
-
-def test_the_words_of_a_name():
+def test_first_sentences_and_words_of_names():
+    assert (
+        first_sentence("Return the\n    sum of it. And more.\n\nMore.") == "Return the sum of it."
+    )
+    for other in ("Sum of it.", ">>> f(1, 2) gives three of them", "Return " + "it " * 60):
+        assert first_sentence(other) == ""
     assert words_of("torch.nn.functional.log_softmax") == "torch nn functional log softmax"
     assert words_of("parseHTMLFile.toDict2") == "parse html file to dict 2"
 
@@ -209,25 +194,6 @@ def test_search_scores_count_ranks_and_ties_against_the_right_one():
     near = np.eye(10)
     near[0, 1:7] = 2.0  # six before the right one
     assert search_scores(near) == (0.9, 0.9, (9 + 1 / 7) / 10)
-
-
-def test_tfidf_weighs_rare_words_and_finds_words_in_common():
-    tfidf = TfIdf(["a cat", "a dog", "a mouse"])
-    assert tfidf.weight["cat"] == pytest.approx(math.log(4 / 2) + 1)
-    assert tfidf.weight["a"] == 1.0
-    vectors = tfidf.vectors(["Cat!", "a cat", "unknown"])
-    assert vectors @ vectors[0] == pytest.approx([1, 1.693147 / math.hypot(1, 1.693147), 0])
-    assert evaluate_tfidf(PAIRS, PAIRS) == Search(1.0, 1.0, 1.0)
-
-
-def test_batches_pair_each_sentence_with_its_name_and_are_endless():
-    batches = search_batches(PAIRS, 2, seed=0)
-    for _ in range(5):
-        queries, entries = next(batches)
-        assert [{f.summary: entry_of(f) for f in PAIRS}[q] for q in queries] == entries
-        assert len(set(queries)) == 2
-    with pytest.raises(ValueError, match="3 functions, and a batch holds 4"):
-        next(search_batches(PAIRS, 4, seed=0))
 
 
 # --- writing -------------------------------------------------------------------------------------
