@@ -56,7 +56,6 @@ RIGHT = {"A": "d", "B": "c", "C": "e", "D": "a", "E": "b"}
 EMPTY = dict.fromkeys(RIGHT)
 VERDICTS = [
     (None, "Not attempted yet. Give each run the letter of a cause"),
-    (EMPTY, "Not attempted yet. Give each run"),
     (dict.fromkeys(RIGHT, ""), "Not attempted yet. Give each run"),
     (RIGHT, "Right. The signs that decide. A: the gradients of A and of B are both exactly zero;"),
     ({run: letter.upper() for run, letter in RIGHT.items()}, "Right. "),
@@ -65,7 +64,6 @@ VERDICTS = [
     (RIGHT | {"B": "z", "C": 3}, "  B: 'z' is not an option; give one of a, b, c, d, e.\n  C: 3"),
     (EMPTY | {"A": "d"}, "  A: right: the gradients of A and of B are both exactly zero\n"
      "  B: not answered"),
-    ({"A": "d"}, "Not right yet: give a letter for each run"),
     ("dceab", "Not right yet: give a letter for each run"),
     ({1: "a"}, "Not right yet: give a letter for each run"),
 ]  # fmt: skip
