@@ -111,11 +111,17 @@ def test_the_page_goes_on_with_the_learners_class_only_where_it_is_right(capsys)
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_every_letter_gets_its_own_reply(said, name):
-    words = CHOICES[name].words
-    assert list(words["options"]) == list(words["because"]) == list("abcd")
-    replies = words["because"] | {words["right"]: CHOICES[name].why}
-    for letter, reply in replies.items():
-        verdict = "Right." if letter == words["right"] else "Not right yet:"
-        assert said(name, letter).splitlines()[-1] == f"{verdict} {reply}"
-    assert len(set(replies.values())) == 4
+def test_a_choice_shows_its_options_and_every_letter_gets_its_own_reply(said, capsys, name):
+    choice, words = CHOICES[name], CHOICES[name].words
+    options = [f"  {letter}) " for letter in words["options"]]
+    for letter, reply in (words["because"] | {words["right"]: choice.why}).items():
+        verdict = f"Right. {reply}" if letter == words["right"] else f"Not right yet: {reply}"
+        *shown, last = said(name, f" {letter.upper()} ").splitlines()
+        assert shown[0] == words["question"] and last == verdict
+        assert [line[:5] for line in shown[-4:]] == options
+        choice.record(letter)  # an assignment does not judge
+        assert capsys.readouterr().out.splitlines() == [*shown, f"Recorded: {letter}"]
+    for nothing in (None, "z", ("a",)):
+        assert said(name, nothing).splitlines()[-1].startswith("Not attempted yet.")
+        choice.record(nothing)
+        assert capsys.readouterr().out.splitlines()[-1].startswith("Nothing is recorded yet.")
