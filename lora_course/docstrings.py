@@ -5,9 +5,11 @@ in the repository. Which functions there are depends on the installed versions.
 """
 
 import ast
+import gc
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +42,8 @@ def load_functions(packages: Iterable[str] = LIBRARIES) -> list[Function]:
     """
     if isinstance(packages, str):
         raise TypeError(f"packages is the string {packages!r}; give a list: [{packages!r}]")
-    found = [f for package in packages for f in _functions_of(package)]
+    with _no_garbage_collection():
+        found = [f for package in packages for f in _functions_of(package)]
     found.sort(key=lambda function: stable_hash(function.name))
     by_summary = {function.summary.casefold(): function for function in reversed(found)}
     by_name = {function.name: function for function in reversed(by_summary.values())}
@@ -71,6 +74,18 @@ def words_of(name: str) -> str:
 
 
 # --- reading -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A syntax tree holds no circles, and looking for some takes as long as parsing does."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _functions_of(package: str) -> Iterator[Function]:

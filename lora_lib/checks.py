@@ -1,6 +1,7 @@
 """What LoRA refuses, and why. Errors name what was given, what was expected and what to do."""
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from numbers import Integral, Real
@@ -8,7 +9,6 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
-from torch.distributed.tensor import DTensor
 
 from lora_lib.targets import Names, conv1d, is_linear, is_named, lies_in, saved_paths, shape_of
 
@@ -153,7 +153,7 @@ def check_not_wrapped(modules: dict[str, nn.Module]) -> None:
     sharded model would not shard what is added."""
     for path, module in modules.items():
         parallel = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
-        parallel |= any(isinstance(p, DTensor) for p in module._parameters.values())
+        parallel |= any(map(_is_sharded, module._parameters.values()))
         if parallel or any(name in module._modules for name in WRAPPERS):
             raise ValueError(
                 f"{path or 'model'} is wrapped in {type(module).__name__}; add LoRA to the plain "
@@ -240,8 +240,14 @@ def linear_layers(modules: dict[str, nn.Module]) -> str:
 # --- tensors -------------------------------------------------------------------------------------
 
 
+def _is_sharded(tensor: object) -> bool:
+    """Whether it is a DTensor; whoever has one has imported the module, which takes a second."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(tensor, distributed.DTensor)
+
+
 def check_finite(tensors: dict[str, Tensor]) -> None:
-    if sharded := [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]:
+    if sharded := [name for name, tensor in tensors.items() if _is_sharded(tensor)]:
         raise ValueError(
             f"{sharded[0]} is sharded ({len(sharded)} such tensors): gather them into an unsharded "
             "model first, with torch.distributed.checkpoint.state_dict.get_model_state_dict"

@@ -4,7 +4,6 @@ in no list of mistakes.
 
 import copy
 import math
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from lora_lib import (
     freeze_non_lora_params,
     load_adapter,
     load_pretrained,
-    unload_lora,
 )
 from lora_lib.targets import is_named
 
@@ -38,10 +36,6 @@ def k90_by_loop(values):
 def k90_by_search(values):
     energy = values.square().cumsum(0) / values.square().sum()
     return torch.searchsorted(energy, torch.tensor(0.9, dtype=torch.float64)) + 1
-
-
-def forward_in_functions(x, weight, A, B, alpha):
-    return F.linear(x, weight) + F.linear(F.linear(x, A) * (alpha / len(A)), B)
 
 
 def forward_by_einsum(x, weight, A, B, alpha):
@@ -74,12 +68,6 @@ class TinyInFunctions(nn.Module):
         return F.linear(F.linear(x * self.scaling, self.lora_A), self.lora_B) + self.original(x)
 
 
-class TinyByEinsum(TinyLoRA):
-    def forward(self, x):
-        small = torch.einsum("...i,ri->...r", x, self.lora_A)
-        return self.original(x) + torch.einsum("...r,or->...o", small, self.lora_B) * self.scaling
-
-
 def inject_by_parents(model, target, rank, alpha):
     wanted = target.split(".")
     for parent_path, parent in list(model.named_modules()):
@@ -103,20 +91,15 @@ def freeze_by_type(model, saved):
             module.requires_grad_(True)
 
 
-def freeze_by_parameter(model, saved):
-    for name, parameter in model.named_parameters():
-        path, _, last = name.rpartition(".")
-        kept = any(f".{path}.".find(f".{module}.") >= 0 for module in saved)
-        parameter.requires_grad_(last in ("lora_A", "lora_B") or kept)
+def step_of(make_optimizer, chosen="lora_"):
+    def step(model, compute_loss, lr):
+        parameters = [p for name, p in model.named_parameters() if chosen in name]
+        optimizer = make_optimizer(parameters, lr)
+        optimizer.zero_grad()
+        compute_loss().backward()
+        optimizer.step()
 
-
-def step_with_an_optimizer(model, compute_loss, lr):
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = "lora_" in name
-    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr)
-    optimizer.zero_grad()
-    compute_loss().backward()
-    optimizer.step()
+    return step
 
 
 def step_without_backward(model, compute_loss, lr):
@@ -134,14 +117,6 @@ def merge_by_einsum(W, A, B, alpha):
 
 def merge_in_float64(W, A, B, alpha):
     return W.double() + alpha / len(A) * B.double() @ A.double()
-
-
-def rate_by_loop(rows):
-    best, rate = float("inf"), None
-    for row in rows:
-        if row["validation"]["bits"] < best:  # false for nan
-            best, rate = row["validation"]["bits"], row["lr"]
-    return rate
 
 
 def rate_by_sorting(rows):
@@ -185,12 +160,6 @@ def swap_by_hand(model, directory):
         if isinstance(module, LoRALinear):
             module.unmerge()
             model.set_submodule(path, module.original)
-    return load_adapter(model, directory)
-
-
-def swap_without_asking(model, directory):
-    with suppress(ValueError):
-        unload_lora(model, merge=False)
     return load_adapter(model, directory)
 
 
@@ -258,22 +227,19 @@ def by_the_library(model, names, rank, alpha):
 
 
 RIGHT = {
-    "01 k90": [k90_by_loop, k90_by_search, lambda values: float(k90_by_loop(values))],
-    "02 forward": [forward_in_functions, forward_by_einsum],
+    "01 k90": [k90_by_search, lambda values: float(k90_by_loop(values))],
+    "02 forward": [forward_by_einsum],
     "02 initialise": [initialise_as_the_library, initialise_as_the_lesson],
-    "02 tiny_lora": [TinyInFunctions, TinyByEinsum],
+    "02 tiny_lora": [TinyInFunctions],
     "03 inject": [inject_by_parents, inject_and_freeze],
-    "03 freeze": [freeze_by_type, freeze_by_parameter],
-    "04 step": [step_with_an_optimizer, step_without_backward],
+    "03 freeze": [freeze_by_type],
+    "04 step": [step_of(torch.optim.SGD), step_without_backward],
     "05 merge": [merge_by_einsum, merge_in_float64],
-    "06 lora_parameters": [
-        lambda shapes, rank: sum(rank * sum(shape) for shape in shapes),
-        lambda shapes, rank: torch.tensor(shapes).sum() * rank,
-    ],
-    "06 choose_rate": [rate_by_loop, rate_by_sorting],
+    "06 lora_parameters": [lambda shapes, rank: torch.tensor(shapes).sum() * rank],
+    "06 choose_rate": [rate_by_sorting],
     "07 lora_on": [lora_on_with_a_layer_of_its_own],
     "07 rank_for_budget": [rank_by_trying],
-    "07 swap": [swap_by_hand, swap_without_asking],
+    "07 swap": [swap_by_hand],
     "07 change_ranks": [change_ranks_by_hand],
     "07 quantise": [quantise_row_by_row],
     "transfer put_lora": [transfer.put(layer=Functional), by_parametrization, by_the_library],
@@ -323,17 +289,6 @@ def freeze_and_delete(model, saved):
     del model.head
 
 
-def step_of(make_optimizer, chosen="lora_"):
-    def step(model, compute_loss, lr):
-        parameters = [p for name, p in model.named_parameters() if chosen in name]
-        optimizer = make_optimizer(parameters, lr)
-        optimizer.zero_grad()
-        compute_loss().backward()
-        optimizer.step()
-
-    return step
-
-
 def step_into_new_tensors(model, compute_loss, lr):
     compute_loss().backward()
     for name, parameter in model.named_parameters():
@@ -344,12 +299,9 @@ def step_into_new_tensors(model, compute_loss, lr):
 Squashed = transfer.low_rank(total=lambda W, BA, s, r: W + (s * BA).tanh())
 
 WRONG = [
-    ("01 k90", lambda values: (k90_by_loop(values),), ", and (16"),
-    ("01 k90", lambda values: values.mul_(0) is None or 3, "changed values, which it was given"),
     ("02 forward", forward_with_b_a, "a matrix as large as W"),
     ("02 forward", forward_in_numpy, "and a numpy array of shape (4, 5, 7) came"),
     ("02 initialise", initialise_with_whole_b, "expected [True, True], and [True, False] came"),
-    ("02 initialise", lambda o, i, r: (0.0, 0.0), "expected 'two tensors', and (0.0, 0.0) came"),
     (
         "02 forward",
         lambda x, W, A, B, alpha: ex02.forward_with()(x, W + 0, A, B, alpha),
@@ -364,21 +316,10 @@ WRONG = [
     ("04 step", step_of(torch.optim.SGD, chosen=""), "what is not wrapped moved as well"),
     ("04 step", step_into_new_tensors, "no parameter moved"),
     ("03 freeze", freeze_and_delete, "names of the parameters: missing: head.bias"),
-    ("05 merge", lambda W, A, B, alpha: (W + B @ A).numpy(), "a numpy array of shape (12, 12)"),
     ("06 choose_rate", lambda rows: rows.sort(key=str) or 0.1, "changed results, which it was"),
-    ("06 choose_rate", lambda rows: 0.123, "and 0.123 came"),
-    ("06 lora_parameters", lambda shapes, rank: "many", "and 'many' came"),
     ("07 lora_on", lambda n, r: ex07.with_lora()(n, r)[0], "a model and a number', and 'a model'"),
-    ("07 rank_for_budget", lambda *given: 1000, "the rank: expected "),
     ("07 swap", lambda *given: swap_by_hand(*given) and None, "and ['None', 'None'"),
-    (
-        "07 change_ranks",
-        lambda *given: [change_ranks_by_hand(*given)],
-        "'dict', and 'list'",
-    ),
     ("07 quantise", lambda w, b: [x.numpy() for x in quantise_row_by_row(w, b)], "'ndarray and nd"),
-    ("07 quantise", lambda w, b: quantise_row_by_row(w.mul_(2), b), "changed weight, which"),
     ("transfer put_lora", lambda *given: by_the_library(*given) and None, "and 'None' came"),
     ("transfer put_lora", transfer.put(layer=Squashed), "the output once the factors are set"),
-    ("transfer repaired", lambda *_: torch.ones(2), "'a model', and 'a tensor' came"),
 ]

@@ -1,11 +1,10 @@
 """Run the seven notebooks with other seeds, and list the claims that then fail: `make seeds`, or
-`python tests/seeds.py [--seeds 1 2 …] [--workers N] [notebook …]`.
+`python tests/seeds.py [seed …]`.
 
 A notebook's cell tagged `parameters` holds its seed; here it gets another value. Nothing is
 written. The exit status is 1 if a claim fails or a notebook stops.
 """
 
-import argparse
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -32,24 +31,15 @@ def failures(path: Path, seed: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3, 4, 5))
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="notebooks at once")
-    parser.add_argument("notebooks", type=Path, nargs="*", help="the seven if none is named")
-    arguments = parser.parse_args()
+    seeds = list(map(int, sys.argv[1:])) or [1, 2, 3, 4, 5]
     os.environ |= {"LORA_LIB_STRICT": "0", "OMP_NUM_THREADS": "1"}
-    paths = arguments.notebooks or sorted(NOTEBOOKS.glob("0*.ipynb"))
     failed = 0
-    with ProcessPoolExecutor(arguments.workers) as pool:
-        jobs = {(p, s): pool.submit(failures, p, s) for p in paths for s in arguments.seeds}
+    with ProcessPoolExecutor() as pool:
+        jobs = {(p, s): pool.submit(failures, p, s)
+                for p in sorted(NOTEBOOKS.glob("0*.ipynb")) for s in seeds}  # fmt: skip
         for (path, seed), job in jobs.items():
             found = job.result()
-            print(
-                f"{path.stem}, seed {seed}: {len(found)} failed",
-                *found,
-                sep="\n  ",
-                flush=True,
-            )
+            print(f"{path.stem}, seed {seed}: {len(found)} failed", *found, sep="\n  ", flush=True)
             failed += len(found)
     sys.exit(failed > 0)
 

@@ -2,17 +2,14 @@
 
 import random
 
-import nbformat
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nbclient import NotebookClient
+from IPython.core.interactiveshell import InteractiveShell
 from torch import nn
 
 from lora_course.exercises.checker import Exercise, difference, same
-from lora_course.exercises.choices import Choice
-from lora_course.exercises.factors import Builds
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +57,6 @@ class Maker:
 ANSWERS = {
     "right": (lambda x: x + x, "Right. Because."),
     "a tensor for a number": (lambda x: torch.tensor(2 * x), "Right. Because."),
-    "numpy for a number": (lambda x: np.float64(2 * x), "Right. Because."),
     "a mistake": (lambda x: 2 + x, "Not right yet: you add two"),
     "a mistake that raises": (
         lambda x: len(x),
@@ -111,12 +107,6 @@ def test_changed_arguments_are_noticed_and_the_learner_gets_copies(capsys):
     assert given[0].tolist() == [1, 1] and given[1] == {"a": [1.0]}
 
 
-def test_a_mistake_that_no_input_tells_apart_is_an_error_of_the_exercise():
-    exercise = Exercise("09 x", double, draw, {"none": lambda x: x + x})
-    with pytest.raises(RuntimeError, match="09 x: 50 draws did not tell these mistakes apart"):
-        exercise(double)
-
-
 def test_the_learners_random_numbers_go_on_as_if_nothing_had_been_checked(exercise):
     def numbers():
         return torch.rand(1).item(), random.random(), np.random.rand()
@@ -132,14 +122,14 @@ def test_the_learners_random_numbers_go_on_as_if_nothing_had_been_checked(exerci
     assert (first, numbers()) == expected
 
 
-def test_in_a_notebook_the_learners_line_is_shown():
-    cells = [
-        "from lora_course.exercises import ex01 as exercises\ndef helper(v):\n    return v / None",
-        "def mine(values):\n    return helper(values)  # my line\n\n\nexercises.k90(mine)",
-    ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-    text = " ".join(notebook.cells[1].outputs[0].text.split())
+def test_in_a_notebook_the_learners_line_is_shown(capsys):
+    shell = InteractiveShell.instance()
+    shell.run_cell("def helper(v):\n    return v / None")
+    shell.run_cell(
+        "from lora_course.exercises import ex01 as exercises\n"
+        "def mine(values):\n    return helper(values)  # my line\n\n\nexercises.k90(mine)"
+    )
+    text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("Not right yet: your code raised TypeError")
     assert text.endswith("at: return helper(values) # my line")
 
@@ -147,12 +137,8 @@ def test_in_a_notebook_the_learners_line_is_shown():
 def test_hints_come_one_by_one_and_the_last_repeats(exercise, capsys):
     for _ in range(3):
         exercise.hint()
-    said = [
-        "Hint 1 of 2: one",
-        "Hint 2 of 2 (the last one): two",
-        "Hint 2 of 2 (the last one): two",
-    ]
-    assert capsys.readouterr().out.splitlines() == said
+    last = "Hint 2 of 2 (the last one): two"
+    assert capsys.readouterr().out.splitlines() == ["Hint 1 of 2: one", last, last]
 
 
 ONE = torch.ones(2)
@@ -175,48 +161,3 @@ def test_a_difference_is_said_in_words():
     )
     assert difference(ONE + 0.5, ONE).endswith("the values are off by up to 0.5")
     assert difference({"a", "c"}, {"a", "b"}) == "too much: c; missing: b"
-
-
-@pytest.mark.parametrize(
-    "act, found",
-    {
-        lambda W: W.T @ torch.ones(7, 2): False,
-        lambda W: W[None].expand(3, 7, 11): False,
-        lambda W: torch.ones(7, 1) @ torch.ones(1, 11): True,
-        lambda W: W + 0: True,
-        lambda W: torch.ones(2, 11, 7): True,
-    }.items(),
-)
-def test_a_matrix_as_large_as_another_is_seen(act, found):
-    with Builds(torch.ones(7, 11)) as watch:
-        act(watch.matrix)
-    assert watch.found is found
-
-
-WORDS = {
-    "question": "Which colour is the sky?",
-    "options": {"a": "green", "b": "blue", "c": "brown"},
-    "right": "b",
-    "because": {"a": "that is grass.", "b": "Short waves scatter more.", "c": "that is soil."},
-}
-ASKED = ["Which colour is the sky?", "  a) green", "  b) blue", "  c) brown"]
-LETTERS = {  # the verdict, and what an assignment records
-    None: ("Not attempted yet. Replace None by a letter and run the cell again.", ""),
-    "a": ("Not right yet: that is grass.", "a"),
-    " B ": ("Right. Short waves scatter more.", "b"),
-    "c": ("Not right yet: that is soil.", "c"),
-    "z": ("Not attempted yet. 'z' is not an option; give one of a, b, c.", ""),
-    ("a",): ("Not attempted yet. ('a',) is not an option; give one of a, b, c.", ""),
-}
-
-
-@pytest.mark.parametrize("answer", LETTERS)
-def test_a_choice_shows_its_question_and_options_before_the_verdict(capsys, answer):
-    verdict, recorded = LETTERS[answer]
-    colour = with_words(Choice("09 colour"), **WORDS)
-    colour(answer)
-    assert capsys.readouterr().out.splitlines() == [*ASKED, verdict]
-    colour.record(answer)
-    nothing = verdict.replace("Not attempted yet.", "Nothing is recorded yet.")
-    record = f"Recorded: {recorded}" if recorded else nothing
-    assert capsys.readouterr().out.splitlines() == [*ASKED, record]

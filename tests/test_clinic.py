@@ -1,8 +1,6 @@
 """The clinic of notebook 04: every broken run is broken, and in its own way."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -54,20 +52,10 @@ def test_a_run_leaves_the_learners_random_numbers_alone(monkeypatch):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_importing_the_exercises_reads_no_weights():
-    code = (
-        "from lora_lib import names, pretrained as p\n"
-        "names.load_pairs = p.load_pretrained = p.read_metadata = None\n"
-        "from lora_course.exercises import ex01, ex02, ex03, ex04, ex05, ex06"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
 RIGHT = {"A": "d", "B": "c", "C": "e", "D": "a", "E": "b"}
 EMPTY = dict.fromkeys(RIGHT)
 VERDICTS = [
     (None, "Not attempted yet. Give each run the letter of a cause"),
-    (EMPTY, "Not attempted yet. Give each run"),
     (dict.fromkeys(RIGHT, ""), "Not attempted yet. Give each run"),
     (RIGHT, "Right. The signs that decide. A: the gradients of A and of B are both exactly zero;"),
     ({run: letter.upper() for run, letter in RIGHT.items()}, "Right. "),
@@ -76,7 +64,6 @@ VERDICTS = [
     (RIGHT | {"B": "z", "C": 3}, "  B: 'z' is not an option; give one of a, b, c, d, e.\n  C: 3"),
     (EMPTY | {"A": "d"}, "  A: right: the gradients of A and of B are both exactly zero\n"
      "  B: not answered"),
-    ({"A": "d"}, "Not right yet: give a letter for each run"),
     ("dceab", "Not right yet: give a letter for each run"),
     ({1: "a"}, "Not right yet: give a letter for each run"),
 ]  # fmt: skip

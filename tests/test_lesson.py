@@ -28,23 +28,10 @@ def test_part_1_a_simulated_change_of_rank_8_holds_its_energy_in_8_components():
     assert float(cumulative[6]) < 0.99 and float(cumulative[7]) == pytest.approx(1, abs=1e-4)
 
 
-def test_part_2_the_layer_starts_as_nothing_and_trains_little():
-    linear = torch.nn.Linear(768, 768, bias=False)
-    layer, x = LoRALinear(linear, rank=8, alpha=16.0), torch.randn(4, 768)
-    assert torch.equal(layer(x), linear(x))
-    assert (layer.num_trainable_params, layer.num_total_params) == (12_288, 589_824 + 12_288)
-    assert layer.scaling == 2
-    assert 1 - layer.num_trainable_params / linear.weight.numel() == pytest.approx(0.9792, abs=5e-5)
-
-
-def classifier() -> SmallTransformer:
-    return SmallTransformer(1000, d_model=256, n_heads=4, n_layers=4, num_classes=2)
-
-
 def test_part_3_the_counts_before_and_after():
     assert FeedForward(8, 20, 0.3).linear1.out_features == 20
     assert FeedForward(8, dropout=0.3).linear1.out_features == 4 * 8
-    model = classifier()
+    model = SmallTransformer(1000, d_model=256, n_heads=4, n_layers=4, num_classes=2)
     assert count_parameters(model) == 3_444_738
     model, layers = add_lora_to_model(model, rank=8, alpha=16.0, target_modules=("W_q", "W_v"))
     freeze_non_lora_params(model)

@@ -116,10 +116,3 @@ def test_no_line_within_a_paragraph_is_taken_for_a_list(path):
         for before, line in pairwise(source.splitlines()):
             inside = before.strip() and not re.match(r"[-+*#] |\d+\. |\s", before)
             assert not (inside and re.match(r"[-+*] |1\. ", line)), line
-
-
-@by_name
-def test_links_between_notebooks_resolve(path):
-    for source in markdown(path):
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", source):
-            assert (path.parent / target).exists(), target

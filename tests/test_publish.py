@@ -6,7 +6,6 @@ from pathlib import Path
 
 import nbformat
 import publish
-import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 ROOT = Path(__file__).parent.parent
@@ -32,9 +31,3 @@ def test_the_last_address_stands_everywhere_and_the_course_is_as_it_was_here(tmp
     assert [cell.id for cell in rest].count("hosted") == 0 and hosted.metadata.jupyter.source_hidden
     before = InteractiveShell.instance().run_cell(hosted.source)  # here it does nothing
     assert before.success and not Path("course").exists()
-
-
-@pytest.mark.parametrize("address", ["", "you/lora", "https://example.org/you/lora"])
-def test_what_is_no_repository_on_github_is_refused(address, tmp_path):
-    with pytest.raises(ValueError, match="should look like"):
-        publish.publish(address, tmp_path)

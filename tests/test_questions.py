@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -24,11 +23,7 @@ from lora_course.experiments.questions import (
     mean_interval,
     paired_difference,
 )
-from lora_course.experiments.runs import prepare_model
 from lora_course.results import load_runs
-from lora_lib.names import load_pairs
-from lora_lib.tokens import batches_by_length, pair_examples
-from lora_lib.training import fit
 
 RUNS = load_runs()
 
@@ -43,7 +38,6 @@ def test_seeds_without_a_partner_are_refused(ours, theirs):
 
 def test_an_interval_is_written_with_three_digits_and_a_minus_sign():
     assert str(Interval(-0.03841, -0.0491, 10.0)) == "−0.0384 (−0.0491 to 10)"
-    assert str(Interval(0.25, 0.25, 0.25)) == "0.25"
 
 
 @pytest.mark.parametrize(
@@ -97,18 +91,3 @@ def test_a_level_with_a_rate_of_its_own_takes_no_other():
     given = Question("Which?", {"a": replace(lora(8), lr=2e-3)}).runs(RUNS)
     chosen = Question("Which?", {"a": lora(8)}).runs(RUNS)
     assert set(given.lr) == {2e-3} and set(chosen.lr) == {1e-2}
-
-
-# Two hardwares (other dropout masks) differ by at most 0.02. In the table the neighbouring learning
-# rates are 0.25 and more away, the same runs without dropout 0.09 and more.
-@pytest.mark.parametrize("name, level", [
-    ("batch-size", "LoRA r=8, 32"), ("run-length", "LoRA r=8, 1000"), ("capacity", "r = 4, 300"),
-])  # fmt: skip
-def test_small_batches_long_runs_and_few_pairs_are_measured_again(name, level):
-    row = QUESTIONS[name].runs(RUNS).set_index(["level", "seed"]).loc[level, 0]
-    run = replace(QUESTIONS[name].levels[level], lr=row.lr)
-    model, tokenizer = prepare_model(run)
-    examples = pair_examples(load_pairs(run.script, "train")[: run.pairs], tokenizer)
-    batches = batches_by_length(examples, run.batch_size, run.seed)
-    losses = fit(model, islice(batches, 25), run.steps, run.lr)
-    assert sum(losses) / 25 == pytest.approx(float(row.losses.split()[0]), abs=0.04)

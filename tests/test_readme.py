@@ -1,4 +1,4 @@
-"""What the README shows and promises is true."""
+"""What the README and the other documents show and promise is true."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from lora_course.exercises import quiz
 from lora_course.experiments.questions import QUESTIONS
 from lora_course.results import load_runs, load_table
 from lora_lib import (
@@ -75,12 +76,6 @@ def test_links_and_commands_exist(path):
     assert {t for t in re.findall(r"(?:`|^)make (?:-B )?([\w-]+)", text, re.M)} <= targets
 
 
-def test_the_library_is_listed_whole():
-    listed = re.findall(r"\]\((lora_lib/\w+\.py)\)", README.split("## The library")[1])
-    modules = {f"lora_lib/{path.name}" for path in (ROOT / "lora_lib").glob("*.py")}
-    assert modules - set(listed) == {"lora_lib/__init__.py", "lora_lib/files.py"}
-
-
 def test_every_command_that_makes_recorded_results_is_on_their_page():
     page = (ROOT / "docs" / "recorded_results.md").read_text("utf-8")
     modules = (ROOT / "lora_course" / "experiments").glob("*.py")
@@ -91,11 +86,26 @@ def test_every_command_that_makes_recorded_results_is_on_their_page():
 def test_the_map_says_the_minutes_that_the_notebooks_say():
     rows = re.findall(r"\((notebooks/0\S+)\) \|.*\| (\d+) min, (\d+) min \| (\d+) s \|", README)
     assert len(rows) == 7
-    for name, *minutes in rows:
-        first = nbformat.read(ROOT / name, as_version=4).cells[0].source
-        said = re.search(
-            r"About (\d+) minutes to read, (\d+) for the exercises, (\d+) seconds", first
-        )
-        assert said and [*said.groups()] == minutes, name
-    reading, exercises, _ = (sum(map(int, column)) for column in list(zip(*rows, strict=True))[1:])
+    for name, reading, exercises, seconds in rows:
+        times = f"About {reading} minutes to read, {exercises} for the exercises, {seconds} seconds"
+        assert times in nbformat.read(ROOT / name, as_version=4).cells[0].source, name
+    reading, exercises = (sum(map(int, column)) for column in list(zip(*rows, strict=True))[1:3])
     assert f"{reading} minutes to read and {exercises} for the exercises" in README
+
+
+def test_the_guide_names_sections_that_are_there_and_answers_that_are_right():
+    guide = (ROOT / "docs" / "instructor_guide.md").read_text("utf-8")
+    named = re.findall(r"^#{3,4} (.+) \(notebook (\d\d)[,)]", guide, re.MULTILINE)
+    rows = re.findall(r"\| (0\d) \| ((?!from)[^|]+; [^|]+) \|", guide)
+    named += [(section, number) for number, sections in rows for section in sections.split("; ")]
+    assert len(named) > 40
+    sections = {
+        (section, path.name[:2])
+        for path in (ROOT / "notebooks").glob("0*.ipynb")
+        for cell in nbformat.read(path, as_version=4).cells
+        for section in re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE)
+    }
+    assert set(named) <= sections
+    assert {s for s in sections if s[0].startswith("★")} <= set(named)  # the class does all of it
+    before, after = re.search(r"`([a-d]{10})`. Exit quiz: `([a-d]{10})`", guide).groups()
+    assert (quiz.score("before", before), quiz.score("after", after)) == (10, 10)

@@ -94,10 +94,8 @@ def test_a_notebook_can_be_downloaded_from_its_page(site, pages):
 def test_a_search_finds_the_lessons_before_the_source_of_the_library(browser, site):
     page = browser.new_page()
     page.goto((site / "search.html").as_uri() + "?q=forward")
-    finished = (
-        "/found \\d+/.test(document.querySelector('#search-results .search-summary')?.innerText)"
-    )
-    page.wait_for_function(finished)
+    summary = "document.querySelector('#search-results .search-summary')?.innerText"
+    page.wait_for_function(f"/found \\d+/.test({summary})")
     found = page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
     page.close()
     lessons, sources = ([i for i, a in enumerate(found) if part in a] for part in

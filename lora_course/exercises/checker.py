@@ -124,7 +124,7 @@ class Exercise(Check):
         if not callable(answer):
             return f"this is {describe(answer)}; pass the function itself, without calling it"
         with fresh_numbers():
-            calls, right, wrong = self._draw_until_mistakes_differ()
+            calls, right, wrong = self.trial()
             given = self._facts(answer, calls)
             if any(type(e) is NotImplementedError and not e.args for e in given["an error"]):
                 raise NotAttempted(f"{to_do}.")
@@ -141,7 +141,7 @@ class Exercise(Check):
             raise AssertionError("this is the function of the check itself; write one of your own")
         super().grade(answer)
 
-    def _draw_until_mistakes_differ(self) -> tuple[list, dict, dict]:
+    def trial(self) -> tuple[list, dict, dict]:
         """Arguments on which every mistake gets its own message: no wrong answer passes by luck."""
         for _ in range(50):
             calls = list(self.draw())

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from lora_course.claims import strict
+from lora_course.figures.readable import complaints
+
 WIDTH, NORMAL, TALL = 10, 4.2, 5
 
 # Okabe & Ito's palette, told apart with any kind of colour vision, and darker kin of two of them.
@@ -80,6 +83,7 @@ def figure(columns: int = 1, rows: int = 1, height: float = NORMAL):
 class Picture:
     """A figure with its words, shown where it ends a cell.
 
+    One that is hard to read is an error where LORA_LIB_STRICT=1, as a claim that does not hold is.
     `caption` says in a sentence what to see; `alt` is for whoever does not see it. The picture is
     also written to `name`.png in the folder that the environment variable LORA_LIB_FIGURES names,
     as `make notebooks` does.
@@ -89,6 +93,10 @@ class Picture:
     name: str
     caption: str
     alt: str
+
+    def __post_init__(self) -> None:
+        if strict() and (found := complaints(self.fig)):
+            raise AssertionError(f"the figure {self.name} is hard to read: {'; '.join(found)}")
 
     def png(self) -> bytes:
         import PIL.Image
