@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-RESULTS = Path(__file__).parent / "experiments" / "results"
+from lora_course.experiments.recording import RESULTS
+
 WHOLE_NUMBERS = {"pairs": "Int64", "layer": "Int64"}  # columns of them in which one may be missing
 
 # What has a learning rate of its own. Scripts and seeds share one.

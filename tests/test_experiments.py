@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from lora_course.experiments import runs as runs_experiment
 from lora_course.experiments import shipped_adapters as adapters_experiment
 from lora_course.experiments.pretrain import make_tokenizer, pretrain, record, training_examples
 from lora_course.experiments.questions import QUESTIONS, Question, lora
+from lora_course.experiments.real_runs import untried_rates
 from lora_course.experiments.runs import (
     CENTRE,
     COLUMNS,
@@ -36,7 +38,6 @@ from lora_course.experiments.sweep import (
     plan,
     recorded_settings,
     sweep,
-    untried_rates,
 )
 from lora_course.results import RESULTS, SETTING, at_chosen_rate, load_runs, load_table
 from lora_lib.adapters import load_adapter
@@ -121,12 +122,13 @@ def test_the_rate_with_the_best_validation_score_is_chosen(by, rows, chosen):
 
 
 def test_rates_are_tried_around_a_guess_and_then_beyond_the_edge_where_the_best_lies():
-    assert untried_rates([], 1e-3) == [5e-4, 1e-3, 2e-3]
-    assert untried_rates([1e-3, 5e-4], 1e-3) == [2e-3]
-    assert untried_rates([2e-3, 1e-3, 5e-4], 1e-3) == [5e-3]
-    assert untried_rates([5e-4, 1e-3, 2e-3], 1e-3) == [2e-4]
-    assert untried_rates([1e-3, 5e-4, 2e-3], 1e-3) == []
-    assert untried_rates(LADDER[:3], LADDER[1]) == untried_rates(LADDER[:-4:-1], LADDER[-2]) == []
+    untried = partial(untried_rates, ladder=LADDER, width=3)
+    assert untried([], 1e-3) == [5e-4, 1e-3, 2e-3]
+    assert untried([1e-3, 5e-4], 1e-3) == [2e-3]
+    assert untried([2e-3, 1e-3, 5e-4], 1e-3) == [5e-3]
+    assert untried([5e-4, 1e-3, 2e-3], 1e-3) == [2e-4]
+    assert untried([1e-3, 5e-4, 2e-3], 1e-3) == []
+    assert untried(LADDER[:3], LADDER[1]) == untried(LADDER[:-4:-1], LADDER[-2]) == []
     levels = [level for question in QUESTIONS.values() for level in question.levels.values()]
     assert all(0 < LADDER.index(guess(level)) < len(LADDER) - 1 for level in levels)
 

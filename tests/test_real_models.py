@@ -269,11 +269,11 @@ def rows_of(scores, seeds=(0,), job=LORA.job):
 
 
 def test_rates_are_tried_until_the_best_has_a_worse_one_on_either_side():
-    assert untried_rates({}, 1e-3) == [3e-4, 1e-3, 3e-3, 1e-2]
-    scores = {3e-4: 1.0, 1e-3: 2.0, 3e-3: 3.0, 1e-2: 4.0}
-    assert untried_rates(scores, 1e-3) == [3e-2]
-    assert untried_rates(scores | {3e-2: 0.0}, 1e-3) == []
-    assert untried_rates(scores | {3e-4: 9.0}, 1e-3) == [1e-4]
+    assert untried_rates([], 1e-3) == [3e-4, 1e-3, 3e-3, 1e-2]
+    tried = [1e-2, 3e-3, 1e-3, 3e-4]  # the best first
+    assert untried_rates(tried, 1e-3) == [3e-2]
+    assert untried_rates([*tried, 3e-2], 1e-3) == []
+    assert untried_rates([3e-4, *tried[:3]], 1e-3) == [1e-4]
     assert len(LADDER) == len(set(LADDER)) and sorted(LADDER) == LADDER
 
 

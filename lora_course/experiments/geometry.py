@@ -159,7 +159,7 @@ def measure(
 
 
 def main() -> None:
-    tables = measure(load_runs(), workers_argument(__doc__.splitlines()[0]))
+    tables = measure(load_runs(), workers_argument(__doc__))
     record_tables("geometry", default_device(), tables)
 
 

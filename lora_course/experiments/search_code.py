@@ -6,10 +6,9 @@ are chosen by recall@1 on those of the validation split, means of three seeds. A
 a GPU.
 """
 
-import argparse
 import copy
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -24,18 +23,17 @@ from lora_course.code_search import (
 from lora_course.experiments.real_data import load_texts
 from lora_course.experiments.real_runs import (
     Job,
-    Row,
     Setting,
-    default_workers,
+    carry_out,
     make_trainable,
+    options,
     peak_bytes,
     plan,
-    record,
     record_costs,
     thinned,
     time_steps,
-    write_provenance,
 )
+from lora_course.experiments.recording import Row
 from lora_course.real_models import load_minilm
 from lora_lib.lora import count_parameters
 from lora_lib.model import default_device
@@ -52,11 +50,11 @@ TRAINED = [  # and a rate to begin with
 ]
 
 
-def settings(steps: Sequence[int] = STEPS, batch_size: int = 64) -> list[Setting]:
+def settings(steps: int | None = None, batch_size: int | None = None) -> list[Setting]:
     alone = [Setting(Job("search", method), None, (0,)) for method in ("base", "tf-idf")]
     return alone + [
-        Setting(Job(**vars(job) | {"steps": n, "batch_size": batch_size}), rate)
-        for n in steps
+        Setting(replace(job, steps=n, batch_size=batch_size or 64), rate)
+        for n in ([steps] if steps else STEPS)
         for job, rate in TRAINED
     ]
 
@@ -120,29 +118,18 @@ def measure_cost(job: Job, data: Path | None = None) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, Path("."))
     parser.add_argument("--data", type=Path, help="a file of real_data; else what is installed")
-    parser.add_argument("--out", type=Path, default=Path("."), help="the folder of the tables")
-    parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--costs", action="store_true", help="time a step of each method first")
-    parser.add_argument("--seconds", type=float, help="stop after so many")
-    parser.add_argument("--limit", type=int, help="functions of each split, to try the command")
-    parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
-    parser.add_argument("--batch-size", type=int, default=64)
     given = parser.parse_args()
-    work = partial(measure, data=given.data, limit=given.limit)
-    chosen = settings(given.steps, given.batch_size)
-    todo = partial(plan, settings=chosen, score="validation_recall_1", tuning_seeds=TUNING_SEEDS)
-    given.out.mkdir(parents=True, exist_ok=True)
-    command = "python -m lora_course.experiments.search_code"
-    versions = load_texts(given.data).versions
-    write_provenance(given.out / "search_provenance.json", command, versions)
+    compared = settings(given.steps, given.batch_size)
     _base()  # unpacked once, before the workers want it
     if given.costs:
         cost = partial(measure_cost, data=given.data)
-        record_costs(given.out / "search_costs.csv", chosen, cost)
-    done = record(given.out / "search.csv", todo, work, given.workers, given.seconds)
-    print("finished" if done else "the time is up; the same command goes on")
+        record_costs(given.out / "search_costs.csv", compared, cost)
+    todo = partial(plan, settings=compared, score="validation_recall_1", tuning_seeds=TUNING_SEEDS)
+    work = partial(measure, data=given.data, limit=given.limit)
+    carry_out("search_code", "search", given, todo, work, load_texts(given.data).versions)
 
 
 if __name__ == "__main__":
