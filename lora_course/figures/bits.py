@@ -6,17 +6,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from lora_course.figures.style import (
-    BLACK,
-    BLUES,
-    GREY,
-    MARKS,
-    TALL,
-    Picture,
-    figure,
-    line,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 QUANTILES, EVEN, FLOATS = BLUES[4], GREY, BLACK
 KINDS = {

@@ -1,20 +1,8 @@
 """Figures of the page on batch size, run length and capacity."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean
 
-from lora_course.figures.style import (
-    BLUES,
-    FULL,
-    LORA,
-    TALL,
-    Picture,
-    figure,
-    line,
-    line_with_spread,
-    log_ticks,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 SHADES = [BLUES[k] for k in (0, 2, 3, 6)]  # of four ranks, with markers unlike full's
 COLORS = {"LoRA r=64": BLUES[5], "LoRA r=8": LORA, "full": FULL}
@@ -33,8 +21,7 @@ def bits_against(
         for method, color in COLORS.items():
             groups = [list(bits[f"{method}, {x}"]) for x in xs]
             line_with_spread(ax, xs, groups, color, method)
-            means = ", ".join(f"{mean(group):.2f}" for group in groups)
-            told.append(f"{title}, {method}, {label} {', '.join(map(str, xs))}: {means}")
+            told.append(f"{title}, {method}, {label} {', '.join(map(str, xs))}: {means(groups)}")
         log_ticks(ax, xs, base=2)
         ax.set(title=title, xlabel=label, ylim=(0, 3.2))
         mark_recorded(ax)
@@ -85,8 +72,8 @@ def capacity(
         groups = [list(unseen[f"{label}, {n}"]) for n in pairs]
         line_with_spread(left, counts, groups, color, label)
         line(right, counts, losses, color)
-        means = ", ".join(f"{mean(seeds):.2f}" for seeds in groups)
-        told.append(f"{label}: unseen {means}, learned {', '.join(f'{x:.2f}' for x in losses)}")
+        kept = ", ".join(f"{loss:.2f}" for loss in losses)
+        told.append(f"{label}: unseen {means(groups)}, learned {kept}")
     for ax, title, what in (
         (left, "Unseen towns", "bits per character"),
         (right, "The pairs themselves", "loss at the end of training"),

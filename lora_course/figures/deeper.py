@@ -1,35 +1,11 @@
 """Figures of the pages in going_deeper."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean
 
 import torch
 from torch import Tensor
 
-from lora_course.figures.style import (
-    BLACK,
-    BLUES,
-    CONTEXT_TABLE,
-    FULL,
-    GREY,
-    HEAD,
-    LETTER_TABLE,
-    LORA,
-    MARKS,
-    NORMAL,
-    SCRATCH,
-    SCRATCH_LONG,
-    SKY,
-    TALL,
-    Picture,
-    bars_with_spread,
-    blues,
-    figure,
-    line,
-    line_with_spread,
-    log_ticks,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 # What is timed (lora_course.experiments.timing); every way to compute LoRA is a blue.
 TIMED = {
@@ -103,15 +79,12 @@ def methods_by_script(
     ax.set_title("At r = 8 LoRA comes close to full fine-tuning, and stays behind it")
     fig.legend(loc="outside lower center", ncols=3)
     mark_recorded(ax)
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{mean(seeds):.2f}" for seeds in values)
-        for name, values in scores.items()
-    )
     return Picture(
         fig,
         "deeper_methods_by_script",
         "A line on a bar runs from the lowest to the highest of five seeds.",
-        f"Blocks of bars, one for each of {', '.join(labels)}; in this order, {told}.",
+        f"Blocks of bars, one for each of {', '.join(labels)}; in this order, "
+        f"{means_by_name(scores)}.",
     )
 
 
@@ -120,22 +93,18 @@ def scores_by_pairs(
 ) -> Picture:
     """Names right against the number of training pairs (log axis), a line for every method."""
     fig, ax = figure()
-    colors = (LORA, FULL, SCRATCH, CONTEXT_TABLE)
-    for (name, groups), color in zip(scores.items(), colors, strict=True):
-        line_with_spread(ax, pairs, groups, color, name)
+    lines_with_spread(ax, pairs, scores, (LORA, FULL, SCRATCH, CONTEXT_TABLE))
     log_ticks(ax, pairs, form="{:,}")
     ax.set(xlabel="Georgian pairs to learn from", ylabel="names right, unseen towns", ylim=(0, 0.6))
     ax.set_title("With few pairs, starting from the base counts most")
     ax.legend(loc="upper left")
     mark_recorded(ax)
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{mean(g):.2f}" for g in groups) for name, groups in scores.items()
-    )
+    counts = ", ".join(f"{n:,}" for n in pairs)
     return Picture(
         fig,
         "deeper_few_pairs",
         "Bands run from the lowest to the highest of five seeds.",
-        f"Lines over {', '.join(f'{n:,}' for n in pairs)} pairs. Names right, {told}.",
+        f"Lines over {counts} pairs. Names right, {means_by_name(scores)}.",
     )
 
 
@@ -260,9 +229,8 @@ def subspaces(panels: Mapping[str, Mapping[str, tuple]], width: int) -> Picture:
         longest = max((sizes for sizes, _ in pairs.values()), key=len)
         ax.plot(longest, [i / width for i in longest], ls=":", color=BLACK, label="chance, i / d")
         log_ticks(ax, longest, base=2)
-        ax.set(
-            title=f"{side}, the strongest i of each", xlabel="i", ylabel="φ(i, i)", ylim=(0, 0.8)
-        )
+        ax.set(title=f"{side}, the strongest i of each", xlabel="i", ylim=(0, 0.8))
+        ax.set_ylabel("φ(i, i)")
         mark_recorded(ax)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return Picture(

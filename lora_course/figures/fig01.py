@@ -6,21 +6,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from lora_course.figures.style import (
-    BLACK,
-    FULL,
-    GREY,
-    LORA,
-    PALE,
-    SKY,
-    TALL,
-    Picture,
-    box,
-    figure,
-    line,
-    line_with_spread,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 from lora_lib.rank import cumulative_energy, k90, low_rank_part
 
 

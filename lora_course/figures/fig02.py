@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lora_course.figures.style import BLACK, BLUES, GREY, LORA, Picture, blues, box, figure, line
+from lora_course.figures.style import *
 
 
 def nine_numbers(B: Tensor, A: Tensor) -> Picture:

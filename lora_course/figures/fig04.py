@@ -3,24 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from lora_course.figures.style import (
-    BLACK,
-    CONTEXT_TABLE,
-    FULL,
-    GREY,
-    LORA,
-    MARKS,
-    PALE,
-    SCRATCH,
-    TALL,
-    Picture,
-    box,
-    figure,
-    line,
-    line_with_spread,
-    log_ticks,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 
 def sequence(latin: str, target: str) -> Picture:
@@ -87,7 +70,7 @@ def comparison(
     curve.legend()
     sizes = [trainable for trainable, _ in ranks.values()]
     line_with_spread(score, sizes, [s for _, s in ranks.values()], LORA)
-    score.plot(full[0], mean(full[1]), "*", color=FULL, ms=20)
+    star(score, full[0], mean(full[1]), FULL)
     score.text(full[0], mean(full[1]) - 0.06, "full", color=FULL, ha="center")
     score.set_xscale("log")
     score.set(title="Names right", xlabel="trainable parameters", ylim=(0, 0.65))
@@ -120,7 +103,7 @@ def rates(
     fig, ax = figure()
     for (name, by_rate), color in zip(scores.items(), (LORA, FULL), strict=True):
         line_with_spread(ax, list(by_rate), list(by_rate.values()), color, name)
-        ax.plot(best[name], mean(by_rate[best[name]]), "*", color=color, ms=20)
+        star(ax, best[name], mean(by_rate[best[name]]), color)
     ticks = sorted({rate for by_rate in scores.values() for rate in by_rate})
     log_ticks(ax, ticks)
     ax.set(title="LoRA wants a higher learning rate", xlabel="learning rate", ylabel="names right")

@@ -4,18 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from lora_course.figures.style import (
-    BLACK,
-    BLUE,
-    LORA,
-    PALE,
-    SKY,
-    Picture,
-    blues,
-    box,
-    figure,
-    line,
-)
+from lora_course.figures.style import *
 from lora_lib.lora import LoRALinear
 
 

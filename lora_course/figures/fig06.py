@@ -6,20 +6,7 @@ from statistics import mean
 import torch
 from torch import nn
 
-from lora_course.figures.style import (
-    BLACK,
-    FULL,
-    LORA,
-    TALL,
-    Picture,
-    bars_with_spread,
-    blues,
-    figure,
-    line,
-    line_with_spread,
-    log_ticks,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 from lora_lib.lora import LoRALinear
 
 
@@ -68,16 +55,13 @@ def rate_and_rank(
             stars[rule, rank] = best
             ax.axvline(full_rate, color=FULL, ls="--")
             line(ax, list(bits), list(bits.values()), LORA, markevery=1, ms=6)
-            ax.plot(best, bits[best], "*", color=LORA, ms=20, mec=BLACK)
+            star(ax, best, bits[best], LORA, mec=BLACK)
             log_ticks(ax, (1e-3, 1e-2))
             ax.set(title=f"r = {rank}, best {best:g}", ylim=(0.42, 1.25), xlim=(4e-4, 0.1))
             ax.label_outer()
         axs[0].set_ylabel(f"{rule}\nbits")
         axs[0].text(1.2 * full_rate, 0.47, "all\nweights", color=FULL, weight="bold", size=12)
-    fig.suptitle(
-        "With α = 2r the best rate falls as the rank grows; with α = 16 it stays",
-        x=0.01, ha="left", size=14, weight="bold",
-    )  # fmt: skip
+    heading(fig, "With α = 2r the best rate falls as the rank grows; with α = 16 it stays")
     fig.supxlabel("learning rate (recorded, one seed each)", fontsize=13)
     told = "; ".join(
         f"{rule}: " + ", ".join(f"{stars[rule, rank]:g} at r = {rank}" for rank in ranks)
@@ -100,8 +84,7 @@ def one_rate_for_all(
 ) -> Picture:
     """Names right against rank: at two rates for all ranks, and at a rate for each."""
     fig, (left, right) = figure(2)
-    for (rate, values), color in zip(fixed.items(), blues(2), strict=True):
-        line_with_spread(left, ranks, values, color, f"rate {rate:g}")
+    lines_with_spread(left, ranks, {f"rate {r:g}": v for r, v in fixed.items()}, blues(2))
     left.legend()
     line_with_spread(right, ranks, tuned, LORA)
     for ax, title in ((left, "One rate for all ranks"), (right, "A rate for each")):
@@ -146,7 +129,7 @@ def alpha_valleys(bits: Mapping[float, Mapping[float, float]]) -> Picture:
     for (alpha, by_rate), color in zip(bits.items(), blues(len(bits)), strict=True):
         line(ax, list(by_rate), list(by_rate.values()), color, f"α = {alpha:g}")
         best[alpha] = min(by_rate, key=by_rate.get)
-        ax.plot(best[alpha], by_rate[best[alpha]], "*", color=color, ms=20, mec=BLACK)
+        star(ax, best[alpha], by_rate[best[alpha]], color, mec=BLACK)
     log_ticks(ax, (2e-3, 5e-3, 1e-2, 2e-2, 5e-2))
     ax.set(title="At r = 8: a larger α wants a lower rate, and that is all", ylim=(0.5, 0.7))
     ax.set(xlabel="learning rate", ylabel="validation bits")

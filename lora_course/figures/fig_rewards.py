@@ -6,20 +6,7 @@ from statistics import mean
 
 from torch import Tensor
 
-from lora_course.figures.style import (
-    BLACK,
-    FULL,
-    GREY,
-    LORA,
-    MARKS,
-    Picture,
-    bars_with_spread,
-    blues,
-    figure,
-    line,
-    line_with_spread,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 # The methods of the table `rewards`.
 REWARDED = dict(zip(("LoRA r=1", "LoRA r=8", "LoRA r=32", "full"), (*blues(3), FULL), strict=True))
@@ -59,7 +46,7 @@ def _smooth(values: Sequence[float], width: int = 9) -> list[float]:
 
 
 def rewards_or_answers(
-    runs: Mapping[tuple[str, str], "pandas.DataFrame"],  # noqa: F821
+    runs: Mapping[tuple[str, str], "pandas.DataFrame"],
     start: float,
     every: int = 10,
 ) -> Picture:
@@ -104,7 +91,7 @@ def rewards_or_answers(
 
 
 def distance_and_forgetting(
-    runs: Mapping[tuple[str, str], "pandas.DataFrame"],  # noqa: F821
+    runs: Mapping[tuple[str, str], "pandas.DataFrame"],
     start: Mapping[str, float],
     skill: str,
 ) -> Picture:

@@ -3,20 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from lora_course.figures.style import (
-    BLUES,
-    FULL,
-    GREY,
-    LORA,
-    MARKS,
-    NORMAL,
-    TALL,
-    Picture,
-    figure,
-    line_with_spread,
-    log_ticks,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 
 def _colors(names: Sequence[str]) -> dict[str, str]:
@@ -66,19 +53,16 @@ def variants_by_rate(
     """Names right on unseen towns against the one rate that all share: {method: seeds by rate}."""
     fig, ax = figure(height=TALL)
     colors = _colors(list(scores))
-    for name, groups in scores.items():
-        line_with_spread(ax, rates, groups, colors[name], name)
+    lines_with_spread(ax, rates, scores, [colors[name] for name in scores])
     log_ticks(ax, rates)
     ax.set(xlabel="learning rate, the same for all", ylabel="names right, unseen towns")
     ax.set(ylim=(-0.02, 0.62), title="Each has its own best rate, and its own cliff")
     fig.legend(loc="outside lower center", ncols=3)
     mark_recorded(ax)
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{mean(g):.2f}" for g in groups) for name, groups in scores.items()
-    )
+    shared = ", ".join(f"{lr:g}" for lr in rates)
     return Picture(
         fig,
         "deeper_variants_by_rate",
         "Bands run from the lowest to the highest of five seeds.",
-        f"Lines over the rates {', '.join(f'{lr:g}' for lr in rates)}. Names right, {told}.",
+        f"Lines over the rates {shared}. Names right, {means_by_name(scores)}.",
     )

@@ -3,20 +3,7 @@
 from collections.abc import Sequence
 from statistics import mean
 
-from lora_course.figures.style import (
-    BLACK,
-    BLUES,
-    FULL,
-    GREY,
-    LORA,
-    TALL,
-    Picture,
-    blues,
-    figure,
-    line,
-    line_with_spread,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 TARGETS = {"q, v": BLUES[1], "all linear": LORA}
 
