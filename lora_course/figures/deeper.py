@@ -41,19 +41,16 @@ def step_times(
         ax.set(title=title, xlabel="width of the layers", ylim=(0, None))
         mark_recorded(ax)
     axes[0, 0].set_ylabel("step time, full = 1")
-    for name, (ms, gb) in decoder.items():
-        color = TIMED[name]
-        bar = wide.barh(name, ms, color=color, hatch=MARKS[color][1])
-        wide.bar_label(bar, [f"{ms:.0f} ms, {gb:.0f} GB"], padding=3, fontsize=12)
-    longest = max(ms for ms, _ in decoder.values())
-    wide.set(title="A step of a decoder, 4096 wide, on the GPU", xticks=[], xlim=(0, 1.2 * longest))
-    wide.grid(visible=False)
-    wide.invert_yaxis()
+    times = {name: ms for name, (ms, _) in decoder.items()}
+    ends = [f"{ms:.0f} ms, {gb:.0f} GB" for ms, gb in decoder.values()]
+    bars_from_the_top(wide, times, [TIMED[name] for name in times], ends)
+    wide.set(title="A step of a decoder, 4096 wide, on the GPU")
+    wide.set_xlim(0, 1.2 * max(times.values()))
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     mark_recorded(wide)
     widest = {title: list(ratios["lora_lib"])[-1] for title, ratios in panels.items()}
     told = ", ".join(f"{ratio:.2f} in the panel {title}" for title, ratio in widest.items())
-    bars = ", ".join(f"{name} {ms:.0f} ms" for name, (ms, _) in decoder.items())
+    bars = ", ".join(f"{name} {ms:.0f} ms" for name, ms in times.items())
     return Picture(
         fig,
         "deeper_step_times",

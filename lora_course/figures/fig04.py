@@ -75,13 +75,10 @@ def comparison(
     score.set_xscale("log")
     score.set(title="Names right", xlabel="trainable parameters", ylim=(0, 0.65))
     score.set(xlim=(sizes[0] / 1.6, full[0] * 2.2))
-    names, counts = [f"r={rank}" for rank in ranks] + ["full"], [*sizes, full[0]]
-    bars = count.barh(names, counts, color=[LORA] * len(sizes) + [FULL])
-    bars[-1].set_hatch(MARKS[FULL][1])
-    count.bar_label(bars, [f"{n:,}" for n in counts], padding=3, fontsize=12)
-    count.set(title="Trainable parameters", xlim=(0, 1.7 * full[0]), xticks=[])
-    count.grid(visible=False)
-    count.invert_yaxis()
+    counts = {f"r={rank}": n for rank, (n, _) in ranks.items()} | {"full": full[0]}
+    colors = [LORA] * len(sizes) + [FULL]
+    bars_from_the_top(count, counts, colors, [f"{n:,}" for n in counts.values()])
+    count.set(title="Trainable parameters", xlim=(0, 1.7 * full[0]))
     mark_recorded(score)
     told = ", ".join(f"{mean(s):.2f} at r = {r}" for r, (_, s) in ranks.items())
     fell = "; ".join(f"{name} {y[0]:.1f} to {mean(y[-10:]):.1f}" for name, y in curves.items())
@@ -154,14 +151,10 @@ def methods(scores: Mapping[str, float]) -> Picture:
     scratch."""
     fig, ax = figure(height=3)
     colors = (FULL, LORA, CONTEXT_TABLE, SCRATCH)
-    bars = ax.barh(list(scores), list(scores.values()), 0.7, color=colors)
-    for bar, color in zip(bars, colors, strict=True):
-        bar.set_hatch(MARKS[color][1])
-    ax.bar_label(bars, [f"{score:.0%}" for score in scores.values()], padding=4, fontsize=16)
+    ends = [f"{score:.0%}" for score in scores.values()]
+    bars_from_the_top(ax, scores, colors, ends, thick=0.7, padding=4, fontsize=16)
     ax.set_title("LoRA comes close to full fine-tuning, and stays behind it")
-    ax.set(xlabel="names right on unseen towns, mean of six scripts", xticks=[], xlim=(0, 0.52))
-    ax.grid(visible=False)
-    ax.invert_yaxis()
+    ax.set(xlabel="names right on unseen towns, mean of six scripts", xlim=(0, 0.52))
     mark_recorded(ax)
     told = ", ".join(f"{name} {score:.0%}" for name, score in scores.items())
     return Picture(

@@ -186,6 +186,24 @@ def lines_with_spread(
         line_with_spread(ax, xs, mine, color, name)
 
 
+def bars_from_the_top(
+    ax,
+    values: Mapping[str, float],
+    colors: Sequence[str],
+    ends: Sequence[str],
+    thick: float = 0.8,
+    **style,
+) -> None:
+    """Horizontal bars by name, the first on top, each with a word at its end."""
+    bars = ax.barh(list(values), list(values.values()), thick, color=colors)
+    for bar, color in zip(bars, colors, strict=True):
+        bar.set_hatch(MARKS[color][1])
+    ax.bar_label(bars, ends, **{"padding": 3, "fontsize": 12} | style)
+    ax.set(xticks=[])
+    ax.grid(visible=False)
+    ax.invert_yaxis()
+
+
 def bars_with_spread(
     ax, labels: Sequence[str], groups: Mapping[str, Sequence[Sequence[float]]], colors: Sequence
 ) -> None:
