@@ -1,6 +1,6 @@
 """Figures of the page on weights in few bits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import mean
 
 import torch
@@ -16,10 +16,10 @@ KINDS = {
 }
 
 
-def levels_used(weights: Tensor, levels: Mapping[str, Tensor], block: int = 64) -> Picture:
+def levels_used(weights: Tensor, levels: Mapping[str, Tensor]) -> Picture:
     """Where levels lie among the weights, each divided by the largest of its block, and how many
     weights lie nearest to each; `levels` by kind, "normal" and "even"."""
-    blocks = weights.view(-1, block)
+    blocks = weights.view(-1, 64)
     relative = (blocks / blocks.abs().amax(dim=1, keepdim=True)).flatten()
     fig, (left, right) = figure(2)
     left.hist(relative.tolist(), 80, density=True, color=BLUES[0])
@@ -52,7 +52,7 @@ def levels_used(weights: Tensor, levels: Mapping[str, Tensor], block: int = 64) 
 
 
 def memory_and_errors(
-    panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]],
+    panels: Mapping[str, Mapping[str, Mapping[int, Numbers]]],
     kilobytes: Mapping[int, float],
 ) -> Picture:
     """Error rate against bits a weight: {title: {kind: {bits: error rate of each seed}}}, a kind

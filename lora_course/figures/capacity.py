@@ -6,7 +6,7 @@ from lora_course.figures.style import *
 
 SHADES = [BLUES[k] for k in (0, 2, 3, 6)]  # of four ranks, with markers unlike full's
 COLORS = {"LoRA r=64": BLUES[5], "LoRA r=8": LORA, "full": FULL}
-Scores = Mapping[str, Sequence[float]]  # "method, value" → the score of each seed
+Scores = Mapping[str, Numbers]  # "method, value" → the score of each seed
 
 
 def bits_against(
@@ -61,9 +61,7 @@ def best_rates(
     )
 
 
-def capacity(
-    pairs: Mapping[str, int], unseen: Scores, learned: Mapping[str, Sequence[float]]
-) -> Picture:
+def capacity(pairs: Mapping[str, int], unseen: Scores, learned: Mapping[str, Numbers]) -> Picture:
     """Against the number of pairs ({how a level names it: number}), a line for each rank and one
     for all weights: bits on unseen towns, and {label: loss on each number of pairs themselves}."""
     fig, (left, right) = figure(2, height=TALL)

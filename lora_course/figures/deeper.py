@@ -20,7 +20,7 @@ TIMED = {
 
 
 def step_times(
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    panels: Mapping[str, Mapping[str, Numbers]],
     widths: Sequence[int],
     decoder: Mapping[str, tuple[float, float]],
 ) -> Picture:
@@ -64,9 +64,7 @@ def step_times(
 # --- methods, script by script and by the number of pairs ----------------------------------------
 
 
-def methods_by_script(
-    scores: Mapping[str, Sequence[Sequence[float]]], scripts: Sequence[str]
-) -> Picture:
+def methods_by_script(scores: Mapping[str, Groups], scripts: Sequence[str]) -> Picture:
     """Names right on unseen towns: a block for every script, a bar for every method."""
     fig, ax = figure(height=TALL)
     colors = (LORA, FULL, SCRATCH, SCRATCH_LONG, HEAD, CONTEXT_TABLE, LETTER_TABLE)
@@ -85,9 +83,7 @@ def methods_by_script(
     )
 
 
-def scores_by_pairs(
-    pairs: Sequence[int], scores: Mapping[str, Sequence[Sequence[float]]]
-) -> Picture:
+def scores_by_pairs(pairs: Sequence[int], scores: Mapping[str, Groups]) -> Picture:
     """Names right against the number of training pairs (log axis), a line for every method."""
     fig, ax = figure()
     lines_with_spread(ax, pairs, scores, (LORA, FULL, SCRATCH, CONTEXT_TABLE))
@@ -156,11 +152,11 @@ def forgetting(looks, skills: Sequence[str], settings: Sequence[str], target: fl
     )
 
 
-def intruders(chance: Mapping[int, Tensor], adapter: Tensor, limit: float = 0.3) -> Picture:
+def intruders(chance: Mapping[int, Tensor], adapter: Tensor) -> Picture:
     """Largest cosines with a singular vector of W: of random vectors by width, and of the ten
     strongest of an adapted weight."""
     fig, ax = figure()
-    bins = torch.linspace(0, 1, 41).tolist()
+    bins, limit = torch.linspace(0, 1, 41).tolist(), 0.3
     narrow, wide = min(chance), max(chance)
     ax.hist(chance[narrow].tolist(), bins, density=True, color=GREY, alpha=0.6,
             label=f"random vectors, width {narrow}")  # fmt: skip
@@ -185,9 +181,7 @@ def intruders(chance: Mapping[int, Tensor], adapter: Tensor, limit: float = 0.3)
 # --- the paper at our scale ----------------------------------------------------------------------
 
 
-def rank_and_width(
-    lines: Sequence[tuple[str, str, int, Sequence[int], Sequence[float]]],
-) -> Picture:
+def rank_and_width(lines: Sequence[tuple[str, str, int, Sequence[int], Numbers]]) -> Picture:
     """Score over the best rank's, against r and against r / d: (where, targets, d, ranks, scores)
     a line."""
     fig, axes = figure(2)

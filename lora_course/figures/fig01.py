@@ -78,12 +78,10 @@ def rank_pictures(pictures: Mapping[str, Tensor], ranks: Sequence[int]) -> Pictu
     )
 
 
-def rank_intuition(
-    values: Tensor, cumulative: Tensor, true_rank: int, bars: int = 50, points: int = 20
-) -> Picture:
+def rank_intuition(values: Tensor, cumulative: Tensor, true_rank: int) -> Picture:
     """The lesson's first figure: singular values of a simulated change, and their energy."""
     fig, (left, right) = figure(2)
-    bars, points = min(bars, len(values)), min(points, len(values))
+    bars, points = min(50, len(values)), min(20, len(values))
     left.bar(range(1, bars + 1), values[:bars].tolist(), color=SKY)
     left.axvline(true_rank + 0.5, color=BLACK, ls="--", label=f"true rank {true_rank}")
     left.set(title="Strength of each direction", xlabel=f"direction (of {len(values)})", ylabel="σ")
@@ -125,7 +123,7 @@ def energy_curves(spectra: Mapping[str, Tensor], colors: Sequence[str]) -> Pictu
     )
 
 
-def cut_curve(ranks: Sequence[int], cut: Sequence[Sequence[float]]) -> Picture:
+def cut_curve(ranks: Sequence[int], cut: Groups) -> Picture:
     """Names right of a fully fine-tuned model whose every ΔW is cut to rank r, one group of seeds
     a rank."""
     fig, ax = figure()

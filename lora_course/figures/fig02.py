@@ -80,7 +80,7 @@ def landscape(paths: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:
     )
 
 
-def growing_strengths(history: Sequence[Tensor], true: Sequence[float]) -> Picture:
+def growing_strengths(history: Sequence[Tensor], true: Numbers) -> Picture:
     """Singular values of B A before every step of training, a line each; dotted, those to be
     found. `history`: the values, largest first."""
     fig, ax = figure()

@@ -52,9 +52,7 @@ def clinic(runs: Mapping[str, dict]) -> Picture:
     )
 
 
-def comparison(
-    curves: Mapping[str, Sequence[float]], ranks: Mapping[int, tuple], full: tuple
-) -> Picture:
+def comparison(curves: Mapping[str, Numbers], ranks: Mapping[int, tuple], full: tuple) -> Picture:
     """The lesson's three panels: learning curves, score against parameters, parameter counts.
 
     `curves`: losses of live runs by name (LoRA, full fine-tuning); `ranks`: rank → (trainable
@@ -92,9 +90,7 @@ def comparison(
     )
 
 
-def rates(
-    scores: Mapping[str, Mapping[float, Sequence[float]]], best: Mapping[str, float]
-) -> Picture:
+def rates(scores: Mapping[str, Mapping[float, Numbers]], best: Mapping[str, float]) -> Picture:
     """Names right against the learning rate, for LoRA and full fine-tuning: {rate: seeds} each;
     a star at the rate that was chosen on validation."""
     fig, ax = figure()
@@ -116,9 +112,7 @@ def rates(
     )
 
 
-def trained_or_cut(
-    ranks: Sequence[int], cut: Sequence[Sequence[float]], trained: Mapping[int, Sequence[float]]
-) -> Picture:
+def trained_or_cut(ranks: Sequence[int], cut: Groups, trained: Mapping[int, Numbers]) -> Picture:
     """Names right of LoRA trained at rank r, {rank: seeds}, and of full fine-tuning whose every ΔW
     is cut to rank r, one group of seeds a rank."""
     fig, ax = figure()

@@ -1,6 +1,6 @@
 """Figures of notebook 05: merging."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -72,7 +72,7 @@ def change_sizes(model: nn.Module) -> Picture:
     )
 
 
-def drift(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
+def drift(errors: Mapping[str, Mapping[str, Numbers]]) -> Picture:
     """Relative error of W over cycles of adding and subtracting: {dtype: {adapters: errors}}."""
     fig, ax = figure()
     for (dtype, by_adapters), color in zip(errors.items(), (SKY, BLUE), strict=True):

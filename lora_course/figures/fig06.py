@@ -77,11 +77,7 @@ def rate_and_rank(
     )
 
 
-def one_rate_for_all(
-    ranks: Sequence[int],
-    fixed: Mapping[float, Sequence[Sequence[float]]],
-    tuned: Sequence[Sequence[float]],
-) -> Picture:
+def one_rate_for_all(ranks: Sequence[int], fixed: Mapping[float, Groups], tuned: Groups) -> Picture:
     """Names right against rank: at two rates for all ranks, and at a rate for each."""
     fig, (left, right) = figure(2)
     lines_with_spread(left, ranks, {f"rate {r:g}": v for r, v in fixed.items()}, blues(2))
@@ -104,7 +100,7 @@ def one_rate_for_all(
     )
 
 
-def equal_budget(scores: Mapping[str, Sequence[float]]) -> Picture:
+def equal_budget(scores: Mapping[str, Numbers]) -> Picture:
     """Names right by choice of targets, at an equal number of parameters: {label: seeds}."""
     fig, ax = figure()
     bars_with_spread(ax, list(scores), {"equal budget": list(scores.values())}, [LORA])

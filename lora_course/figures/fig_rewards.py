@@ -1,6 +1,6 @@
 """Figures of going_deeper/reinforcement: rewards rise, and where they lead."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from statistics import mean
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lora_course.figures.style import *
 
+Runs = Mapping[tuple[str, str], "pandas.DataFrame"]
 # The methods of the table `rewards`.
 REWARDED = dict(zip(("LoRA r=1", "LoRA r=8", "LoRA r=32", "full"), (*blues(3), FULL), strict=True))
 
@@ -39,17 +40,12 @@ def live_rewards(rewards: Tensor) -> Picture:
     )
 
 
-def _smooth(values: Sequence[float], width: int = 9) -> list[float]:
-    """Mean of each value and its neighbours, `width` in all where there are so many."""
-    half = width // 2
-    return [mean(values[max(i - half, 0) : i + half + 1]) for i in range(len(values))]
+def _smooth(values: Numbers) -> list[float]:
+    """Mean of each value and its neighbours, nine in all where there are so many."""
+    return [mean(values[max(i - 4, 0) : i + 5]) for i in range(len(values))]
 
 
-def rewards_or_answers(
-    runs: Mapping[tuple[str, str], "pandas.DataFrame"],
-    start: float,
-    every: int = 10,
-) -> Picture:
+def rewards_or_answers(runs: Runs, start: float) -> Picture:
     """Mean reward during training, and names right on test towns; `runs` by task and method, as
     `lora_course.recorded_rewards` has them, `start` the names right before."""
     curves = {
@@ -63,7 +59,7 @@ def rewards_or_answers(
     fig, (left, right) = figure(2)
     for name, seeds in curves.items():
         groups = list(zip(*seeds, strict=True))
-        steps = [every * (i + 0.5) for i in range(len(groups))]
+        steps = [10 * (i + 0.5) for i in range(len(groups))]  # each is the mean of ten
         line_with_spread(left, steps, groups, REWARDED[name], name)
     left.set(title="Told only how near", xlabel="step", ylabel="mean reward of the samples")
     left.legend(loc="lower right")
@@ -90,11 +86,7 @@ def rewards_or_answers(
     )
 
 
-def distance_and_forgetting(
-    runs: Mapping[tuple[str, str], "pandas.DataFrame"],
-    start: Mapping[str, float],
-    skill: str,
-) -> Picture:
+def distance_and_forgetting(runs: Runs, start: Mapping[str, float], skill: str) -> Picture:
     """Bits of an old skill against the distance from the start, a point a run: filled after
     rewards, open after answers; `start` is the row of the start."""
     fig, ax = figure()

@@ -75,8 +75,7 @@ def nearness(queries: Sequence[str], names: Sequence[str], cosines: np.ndarray) 
 
 
 def search_methods(
-    trained: Mapping[str, Mapping[int, "pd.DataFrame"]],
-    untrained: Mapping[str, Search],
+    trained: Mapping[str, Mapping[int, "pd.DataFrame"]], untrained: Mapping[str, Search]
 ) -> Picture:
     """Recall@1 as `recorded_search.load_search` has it: a block for every number of steps, a bar
     for every method; a line for each that trains nothing."""

@@ -15,6 +15,9 @@ from statistics import mean
 
 WIDTH, NORMAL, TALL = 10, 4.2, 5
 
+Numbers = Sequence[float]  # along a line, or one a seed
+Groups = Sequence[Numbers]  # of seeds, along a line or beside each other
+
 # Okabe & Ito's palette, told apart with any kind of colour vision, and darker kin of two of them.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#767676"
@@ -118,12 +121,12 @@ def blues(count: int) -> tuple[str, ...]:
     return tuple(shades[round(k * (len(shades) - 1) / max(count - 1, 1))] for k in range(count))
 
 
-def means(groups: Sequence[Sequence[float]], form: str = ".2f") -> str:
+def means(groups: Groups, form: str = ".2f") -> str:
     """The mean of every group, for an alt text: "0.31, 0.52"."""
     return ", ".join(f"{mean(group):{form}}" for group in groups)
 
 
-def means_by_name(groups: Mapping[str, Sequence[Sequence[float]]], form: str = ".2f") -> str:
+def means_by_name(groups: Mapping[str, Groups], form: str = ".2f") -> str:
     """The same for several names: "LoRA: 0.31, 0.52; full: 0.33, 0.56"."""
     return "; ".join(f"{name}: {means(mine, form)}" for name, mine in groups.items())
 
@@ -138,7 +141,7 @@ def star(ax, x: float, y: float, color: str, **style) -> None:
     ax.plot(x, y, "*", color=color, ms=20, **style)
 
 
-def log_ticks(ax, values: Sequence[float], base: int = 10, form: str = "{:g}") -> None:
+def log_ticks(ax, values: Numbers, base: int = 10, form: str = "{:g}") -> None:
     """A logarithmic x-axis with a tick at each of these values, and at no other."""
     ax.set_xscale("log", base=base)
     ax.set_xticks(values, map(form.format, values))
@@ -162,25 +165,19 @@ def mark_recorded(ax) -> None:
     )
 
 
-def line(
-    ax, xs: Sequence[float], ys: Sequence[float], color: str, label: str = "", **style
-) -> None:
+def line(ax, xs: Numbers, ys: Numbers, color: str, label: str = "", **style) -> None:
     """A line in a colour of the palette, with the colour's marker on a dozen points at most."""
     style = {"marker": MARKS[color][0], "markevery": -(-len(xs) // 12)} | style
     ax.plot(xs, ys, color=color, label=label, **style)
 
 
-def line_with_spread(
-    ax, xs: Sequence[float], groups: Sequence[Sequence[float]], color: str, label: str = ""
-) -> None:
+def line_with_spread(ax, xs: Numbers, groups: Groups, color: str, label: str = "") -> None:
     """Mean of every group over its seeds as a line; the band runs from lowest to highest."""
     line(ax, xs, [mean(g) for g in groups], color, label)
     ax.fill_between(xs, [min(g) for g in groups], [max(g) for g in groups], color=color, alpha=0.18)
 
 
-def lines_with_spread(
-    ax, xs: Sequence[float], groups: Mapping[str, Sequence[Sequence[float]]], colors: Sequence[str]
-) -> None:
+def lines_with_spread(ax, xs: Numbers, groups: Mapping[str, Groups], colors: Sequence[str]) -> None:
     """The same for several names, each in its colour."""
     for (name, mine), color in zip(groups.items(), colors, strict=False):
         line_with_spread(ax, xs, mine, color, name)
@@ -205,7 +202,7 @@ def bars_from_the_top(
 
 
 def bars_with_spread(
-    ax, labels: Sequence[str], groups: Mapping[str, Sequence[Sequence[float]]], colors: Sequence
+    ax, labels: Sequence[str], groups: Mapping[str, Groups], colors: Sequence
 ) -> None:
     """Bars side by side: one block for each label, one colour for each group; a whisker from the
     lowest to the highest seed, where there are several."""

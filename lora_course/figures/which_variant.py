@@ -13,9 +13,7 @@ def _colors(names: Sequence[str]) -> dict[str, str]:
     return {names[0]: LORA, "full fine-tuning": FULL} | dict(zip(others, blues, strict=False))
 
 
-def variants_at_rates(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], low: float = 0.4
-) -> Picture:
+def variants_at_rates(panels: Mapping[str, Mapping[str, Numbers]], low: float = 0.4) -> Picture:
     """Names right on unseen towns, a panel for each way to choose the rate: {panel: {method:
     seeds}}. The first method is what the others are held against; a mean below `low` is written."""
     fig, axes = figure(len(panels), height=NORMAL)
@@ -47,9 +45,7 @@ def variants_at_rates(
     )
 
 
-def variants_by_rate(
-    rates: Sequence[float], scores: Mapping[str, Sequence[Sequence[float]]]
-) -> Picture:
+def variants_by_rate(rates: Numbers, scores: Mapping[str, Groups]) -> Picture:
     """Names right on unseen towns against the one rate that all share: {method: seeds by rate}."""
     fig, ax = figure(height=TALL)
     colors = _colors(list(scores))

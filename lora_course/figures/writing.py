@@ -1,6 +1,5 @@
 """Figures of the page on a language model that writes docstrings."""
 
-from collections.abc import Sequence
 from statistics import mean
 
 from lora_course.figures.style import *
@@ -44,7 +43,7 @@ def bits_by_parameters(runs) -> Picture:
     )
 
 
-def news_by_docstrings(looks, levels: Sequence[float]) -> Picture:
+def news_by_docstrings(looks, levels: Numbers) -> Picture:
     """Bits of English news against those of docstrings while training, means over seeds (see
     `looks_of`): a panel for each choice of LoRA's targets, full fine-tuning in both, dotted lines
     where runs are compared."""
