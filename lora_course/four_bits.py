@@ -238,9 +238,7 @@ class Linear16(nn.Linear):
 
 @torch.no_grad()
 def merged(
-    model: nn.Module,
-    make: Callable[[nn.Linear], nn.Module],
-    originals: nn.Module | None = None,
+    model: nn.Module, make: Callable[[nn.Linear], nn.Module], originals: nn.Module | None = None
 ) -> nn.Module:
     """A copy of `model` without LoRA: every LoRA layer of its blocks becomes make(a linear layer
     with W + ΔW), that of the output layer, which is not quantised, that linear layer itself.

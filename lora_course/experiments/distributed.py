@@ -56,9 +56,7 @@ def rows_of_this_process(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def loss_of_all_rows(
-    model: nn.Module,
-    batch: Batch,
-    loss: Callable[[nn.Module, Batch], Tensor] = language_model_loss,
+    model: nn.Module, batch: Batch, loss: Callable[[nn.Module, Batch], Tensor] = language_model_loss
 ) -> Tensor:
     """The loss, weighted so that its mean over the processes is the mean over all labelled
     positions. In a plain mean, labels of a process that has few would count for more."""

@@ -8,6 +8,7 @@ a GPU.
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -64,57 +65,49 @@ def _base() -> tuple:
     return load_minilm()
 
 
+def prepare_encoder(job: Job) -> Encoder:
+    base, tokenizer = _base()
+    model = make_trainable(copy.deepcopy(base), job, TARGETS)
+    return Encoder(model.to(default_device()), tokenizer)
+
+
 def measure(job: Job, data: Path | None = None, limit: int | None = None) -> Row:
     """The row of one run; `limit` keeps the first so many functions to validate and test on.
 
     A run whose loss stops being finite finds nothing.
     """
-    device = default_device()
-    functions = load_texts(data).functions
-    encoder, facts = None, {"trainable": 0, "peak_bytes": 0, "seconds": 0.0, "losses": ""}
+    device, functions = default_device(), load_texts(data).functions
+    row = {"device": device.type, "trainable": 0, "peak_bytes": 0, "seconds": 0.0, "losses": ""}
+    evaluate = partial(evaluate_tfidf, learned_from=functions["train"])
     if job.method != "tf-idf":
-        base, tokenizer = _base()
-        encoder = Encoder(make_trainable(copy.deepcopy(base), job, TARGETS).to(device), tokenizer)
+        encoder = prepare_encoder(job)
+        evaluate = partial(evaluate_search, encoder)
     if job.steps:
+        row["trainable"] = count_parameters(encoder.model, only_trainable=True)
+        batches = search_batches(functions["train"], job.batch_size, job.seed)
         peak_bytes(device)
         start = time.perf_counter()
-        batches = search_batches(functions["train"], job.batch_size, job.seed)
         try:
-            losses = fit(
-                encoder.model,
-                batches,
-                job.steps,
-                job.lr,
-                loss_function=lambda _, batch: info_nce(encoder, batch),
-            )
+            losses = fit(encoder.model, batches, job.steps, job.lr, loss_function=loss_of(encoder))
+            row["losses"] = thinned(losses)
         except FloatingPointError:
-            losses, functions = [], functions | {"validation": [], "test": []}
-        facts = {
-            "trainable": count_parameters(encoder.model, only_trainable=True),
-            "peak_bytes": peak_bytes(device),
-            "seconds": time.perf_counter() - start,
-            "losses": thinned(losses),
-        }
-    scores = {}
+            evaluate = lambda functions: Search(0.0, 0.0, 0.0)  # noqa: E731
+        row |= {"peak_bytes": peak_bytes(device), "seconds": time.perf_counter() - start}
     for prefix, split in (("validation_", "validation"), ("", "test")):
-        tested = functions[split][:limit]
-        if not tested:
-            found = Search(0.0, 0.0, 0.0)
-        elif encoder is None:
-            found = evaluate_tfidf(tested, functions["train"])
-        else:
-            found = evaluate_search(encoder, tested)
-        scores |= {prefix + name: score for name, score in found._asdict().items()}
-    return {"device": device.type} | facts | scores
+        found = evaluate(functions[split][:limit])._asdict()
+        row |= {prefix + name: score for name, score in found.items()}
+    return row
+
+
+def loss_of(encoder: Encoder) -> Callable:
+    return lambda _model, batch: info_nce(encoder, batch)
 
 
 def measure_cost(job: Job, data: Path | None = None) -> Row:
     """Time and memory of a training step, with nothing else on the device."""
-    base, tokenizer = _base()
-    model = make_trainable(copy.deepcopy(base), job, TARGETS).to(default_device())
-    encoder = Encoder(model, tokenizer)
+    encoder = prepare_encoder(job)
     batches = search_batches(load_texts(data).functions["train"], job.batch_size, job.seed)
-    return time_steps(model, batches, lambda _, batch: info_nce(encoder, batch))
+    return time_steps(encoder.model, batches, loss_of(encoder))
 
 
 def main() -> None:

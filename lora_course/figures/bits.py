@@ -52,8 +52,7 @@ def levels_used(weights: Tensor, levels: Mapping[str, Tensor]) -> Picture:
 
 
 def memory_and_errors(
-    panels: Mapping[str, Mapping[str, Mapping[int, Numbers]]],
-    kilobytes: Mapping[int, float],
+    panels: Mapping[str, Mapping[str, Mapping[int, Numbers]]], kilobytes: Mapping[int, float]
 ) -> Picture:
     """Error rate against bits a weight: {title: {kind: {bits: error rate of each seed}}}, a kind
     being "float", "normal" or "even"; `kilobytes` of the layers by bits."""
