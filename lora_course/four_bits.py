@@ -217,7 +217,7 @@ def in_floats(model: nn.Module) -> nn.Module:
 def count_bytes(model: nn.Module) -> int:
     """Of all parameters and buffers, each counted once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(t.nbytes for t in tensors)
 
 
 # --- merging -------------------------------------------------------------------------------------

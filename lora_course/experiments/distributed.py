@@ -78,7 +78,7 @@ class WireBytes(TorchDispatchMode):
         if function.namespace == "c10d":
             tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
             name = function.__name__.split(".")[0].strip("_")
-            self.bytes[name] += max(t.numel() * t.element_size() for t in tensors)
+            self.bytes[name] += max(t.nbytes for t in tensors)
         return function(*args, **(kwargs or {}))
 
 

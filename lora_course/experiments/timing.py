@@ -128,7 +128,7 @@ def resident_bytes(step: Step) -> int:
     tensors = list(step.model.parameters())
     if step.optimizer:
         tensors += [t for state in step.optimizer.state.values() for t in state.values()]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(t.nbytes for t in tensors)
 
 
 def step_bytes(step: Step) -> int:
