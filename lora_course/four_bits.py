@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_lib.lora import LoRALinear
+from lora_course.directions import lora_by_path
 
 # --- levels --------------------------------------------------------------------------------------
 
@@ -247,9 +247,7 @@ def merged(
     what it was.
     """
     copied = copy.deepcopy(model)
-    for path, layer in list(copied.named_modules()):
-        if not isinstance(layer, LoRALinear):
-            continue
+    for path, layer in lora_by_path(copied).items():
         base = layer.original if originals is None else originals.get_submodule(path)
         W = base.dequantise() if isinstance(base, QuantisedLinear) else base.weight
         linear = linear_of(W + layer.delta_weight(), layer.original.bias)

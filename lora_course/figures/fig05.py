@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from lora_course.directions import lora_by_path
 from lora_course.figures.style import *
-from lora_lib.lora import LoRALinear
 
 
 def two_ways() -> Picture:
@@ -46,8 +46,7 @@ def change_sizes(model: nn.Module) -> Picture:
     fig, ax = figure()
     ratios = {
         path: (layer.delta_weight().norm() / layer.original.weight.norm()).item()
-        for path, layer in model.named_modules()
-        if isinstance(layer, LoRALinear)
+        for path, layer in lora_by_path(model).items()
     }
     kinds = list(dict.fromkeys(path.rpartition(".")[2] for path in ratios))
     colors, x, ticks, most = blues(len(kinds)), 0, {}, max(ratios, key=ratios.get)
