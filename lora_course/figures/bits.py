@@ -56,7 +56,7 @@ def memory_and_errors(
 ) -> Picture:
     """Error rate against bits a weight: {title: {kind: {bits: error rate of each seed}}}, a kind
     being "float", "normal" or "even"; `kilobytes` of the layers by bits."""
-    fig, axes = figure(len(panels), height=TALL)
+    fig, axes = figure(len(panels), height=TALL, recorded=True)
     places = list(kilobytes)
     highest = max(
         max(e) for p in panels.values() for by_bits in p.values() for e in by_bits.values()
@@ -74,7 +74,6 @@ def memory_and_errors(
         ticks = [f"{bits} bits\n{kilobytes[bits]:,.0f} kB" for bits in places]
         ax.set_xticks(range(len(places)), ticks)
         ax.set(title=title, xlim=(-0.5, len(places) - 0.5), ylim=(0, 1.1 * highest))
-        mark_recorded(ax)
     axes[0].set_ylabel("error rate, unseen towns")
     axes[0].legend(loc="upper left")
     return Picture(
@@ -88,7 +87,7 @@ def memory_and_errors(
 def seven_b(rows) -> Picture:
     """Memory at the peak of a training step, as bars, and its time: a block of bars for each case,
     a bar for each kind of base (a data frame, see `lora_course.experiments.quantised_7b`)."""
-    fig, ax = figure(height=TALL)
+    fig, ax = figure(height=TALL, recorded=True)
     kinds = list(rows.base.unique())
     cases = list(rows[["rows", "mode"]].drop_duplicates().itertuples(index=False, name=None))
     told = []
@@ -108,7 +107,6 @@ def seven_b(rows) -> Picture:
     ax.grid(axis="y", visible=False)
     ax.invert_yaxis()
     fig.legend(loc="outside lower center", ncols=3)
-    mark_recorded(ax)
     return Picture(
         fig,
         "bits_seven_b",

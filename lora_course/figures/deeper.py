@@ -66,14 +66,13 @@ def step_times(
 
 def methods_by_script(scores: Mapping[str, Groups], scripts: Sequence[str]) -> Picture:
     """Names right on unseen towns: a block for every script, a bar for every method."""
-    fig, ax = figure(height=TALL)
+    fig, ax = figure(height=TALL, recorded=True)
     colors = (LORA, FULL, SCRATCH, SCRATCH_LONG, HEAD, CONTEXT_TABLE, LETTER_TABLE)
     labels = [script.capitalize() for script in scripts]
     bars_with_spread(ax, labels, scores, colors[: len(scores)])
     ax.set(ylabel="names right, unseen towns", ylim=(0, 0.6))
     ax.set_title("At r = 8 LoRA comes close to full fine-tuning, and stays behind it")
     fig.legend(loc="outside lower center", ncols=3)
-    mark_recorded(ax)
     return Picture(
         fig,
         "deeper_methods_by_script",
@@ -85,13 +84,12 @@ def methods_by_script(scores: Mapping[str, Groups], scripts: Sequence[str]) -> P
 
 def scores_by_pairs(pairs: Sequence[int], scores: Mapping[str, Groups]) -> Picture:
     """Names right against the number of training pairs (log axis), a line for every method."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     lines_with_spread(ax, pairs, scores, (LORA, FULL, SCRATCH, CONTEXT_TABLE))
     log_ticks(ax, pairs, form="{:,}")
     ax.set(xlabel="Georgian pairs to learn from", ylabel="names right, unseen towns", ylim=(0, 0.6))
     ax.set_title("With few pairs, starting from the base counts most")
     ax.legend(loc="upper left")
-    mark_recorded(ax)
     counts = ", ".join(f"{n:,}" for n in pairs)
     return Picture(
         fig,
@@ -106,7 +104,7 @@ def scores_by_pairs(pairs: Sequence[int], scores: Mapping[str, Groups]) -> Pictu
 
 def k90_by_matrix(changes: Mapping[str, Mapping[tuple[str, int], float]], noise: float) -> Picture:
     """k90 of the change of each attention matrix: {training: {(matrix, layer): k90}}."""
-    fig, ax = figure(height=TALL)
+    fig, ax = figure(height=TALL, recorded=True)
     for (name, means), color in zip(changes.items(), (FULL, SKY, BLACK, GREY), strict=True):
         labels = [f"{matrix}\n{layer}" for matrix, layer in means]
         line(ax, labels, list(means.values()), color, name, ls="", markevery=1)
@@ -115,7 +113,6 @@ def k90_by_matrix(changes: Mapping[str, Mapping[tuple[str, int], float]], noise:
     ax.set(ylabel="k90 of ΔW (of 128)", xlabel="matrix, layer", ylim=(0, 72))
     ax.set_title("Between rank 8 and noise, in each matrix")
     fig.legend(loc="outside lower center", ncols=3)
-    mark_recorded(ax)
     told = "; ".join(
         f"{name} from {min(m.values()):.0f} to {max(m.values()):.0f}" for name, m in changes.items()
     )
@@ -130,7 +127,7 @@ def k90_by_matrix(changes: Mapping[str, Mapping[tuple[str, int], float]], noise:
 def forgetting(looks, skills: Sequence[str], settings: Sequence[str], target: float) -> Picture:
     """Bits of each old skill against the bits of the new one while training (see
     `lora_course.experiments.forgetting`); a line a seed."""
-    fig, axes = figure(len(skills), height=TALL)
+    fig, axes = figure(len(skills), height=TALL, recorded=True)
     colors = dict(zip(settings, (LORA, BLUES[6], FULL), strict=True))
     tracks = looks[looks.rate.eq("chosen")].groupby(["seed", "setting"], sort=False)
     for ax, skill in zip(axes, skills, strict=True):
@@ -139,7 +136,6 @@ def forgetting(looks, skills: Sequence[str], settings: Sequence[str], target: fl
             line(ax, track.learned, track[skill], colors[name], label, lw=1.4, ms=5)
         ax.axvline(target, ls=":", color=BLACK, label="compared here")
         ax.set(title=skill, xlabel="Georgian bits (better →)", xlim=(2.5, 0.3), ylim=(0, 15))
-        mark_recorded(ax)
     axes[0].set_ylabel("bits of the old skill (↑ forgotten)")
     axes[-1].legend(loc="upper left")
     return Picture(
@@ -184,7 +180,7 @@ def intruders(chance: Mapping[int, Tensor], adapter: Tensor) -> Picture:
 def rank_and_width(lines: Sequence[tuple[str, str, int, Sequence[int], Numbers]]) -> Picture:
     """Score over the best rank's, against r and against r / d: (where, targets, d, ranks, scores)
     a line."""
-    fig, axes = figure(2)
+    fig, axes = figure(2, recorded=True)
     targets = list(dict.fromkeys(name for _, name, *_ in lines))
     colors = dict(zip(targets, blues(len(targets)), strict=True))
     for where, name, d, ranks, scores in lines:
@@ -196,7 +192,6 @@ def rank_and_width(lines: Sequence[tuple[str, str, int, Sequence[int], Numbers]]
     for ax, (title, label) in zip(axes, titles, strict=True):
         ax.set_xscale("log")
         ax.set(title=title, xlabel=label, ylabel="score over the best rank's", ylim=(0, 1.05))
-        mark_recorded(ax)
     axes[0].set_xticks(ranks, map(str, ranks))
     axes[0].minorticks_off()
     axes[0].legend(loc="lower right")
@@ -212,7 +207,7 @@ def rank_and_width(lines: Sequence[tuple[str, str, int, Sequence[int], Numbers]]
 
 def subspaces(panels: Mapping[str, Mapping[str, tuple]], width: int) -> Picture:
     """φ(i, i) against i, a panel for A and one for B: {pair of runs: (sizes, seeds of each)}."""
-    fig, axes = figure(2, height=TALL)
+    fig, axes = figure(2, height=TALL, recorded=True)
     for ax, (side, pairs) in zip(axes, panels.items(), strict=True):
         colors = (LORA, BLUES[6], BLUES[1], BLUES[0])
         for (pair, (sizes, groups)), color in zip(pairs.items(), colors, strict=False):
@@ -222,7 +217,6 @@ def subspaces(panels: Mapping[str, Mapping[str, tuple]], width: int) -> Picture:
         log_ticks(ax, longest, base=2)
         ax.set(title=f"{side}, the strongest i of each", xlabel="i", ylim=(0, 0.8))
         ax.set_ylabel("φ(i, i)")
-        mark_recorded(ax)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return Picture(
         fig,

@@ -126,14 +126,13 @@ def energy_curves(spectra: Mapping[str, Tensor], colors: Sequence[str]) -> Pictu
 def cut_curve(ranks: Sequence[int], cut: Groups) -> Picture:
     """Names right of a fully fine-tuned model whose every ΔW is cut to rank r, one group of seeds
     a rank."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     xs = range(len(ranks))
     line_with_spread(ax, xs, cut, FULL)
     ax.set_title("Cut to rank 8 or less, the change is worth little")
     ax.set_xticks(xs, map(str, ranks))
     ax.set(xlabel="directions kept of every ΔW", ylabel="names right, unseen towns")
     ax.set(ylim=(-0.02, 0.62))
-    mark_recorded(ax)
     told = ", ".join(f"{mean(g):.2f} at {r}" for r, g in zip(ranks, cut, strict=True))
     return Picture(
         fig,

@@ -93,7 +93,7 @@ def comparison(curves: Mapping[str, Numbers], ranks: Mapping[int, tuple], full: 
 def rates(scores: Mapping[str, Mapping[float, Numbers]], best: Mapping[str, float]) -> Picture:
     """Names right against the learning rate, for LoRA and full fine-tuning: {rate: seeds} each;
     a star at the rate that was chosen on validation."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     for (name, by_rate), color in zip(scores.items(), (LORA, FULL), strict=True):
         line_with_spread(ax, list(by_rate), list(by_rate.values()), color, name)
         star(ax, best[name], mean(by_rate[best[name]]), color)
@@ -102,7 +102,6 @@ def rates(scores: Mapping[str, Mapping[float, Numbers]], best: Mapping[str, floa
     ax.set(title="LoRA wants a higher learning rate", xlabel="learning rate", ylabel="names right")
     ax.set(ylim=(0.4, 0.6))
     ax.legend(loc="lower right")
-    mark_recorded(ax)
     told = "; ".join(f"{name} is best at {rate:g}" for name, rate in best.items())
     return Picture(
         fig,
@@ -115,7 +114,7 @@ def rates(scores: Mapping[str, Mapping[float, Numbers]], best: Mapping[str, floa
 def trained_or_cut(ranks: Sequence[int], cut: Groups, trained: Mapping[int, Numbers]) -> Picture:
     """Names right of LoRA trained at rank r, {rank: seeds}, and of full fine-tuning whose every ΔW
     is cut to rank r, one group of seeds a rank."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     xs = range(len(ranks))
     shown = [i for i in xs if ranks[i] in trained]
     line_with_spread(ax, shown, [trained[ranks[i]] for i in shown], LORA, "trained at rank r")
@@ -130,7 +129,6 @@ def trained_or_cut(ranks: Sequence[int], cut: Groups, trained: Mapping[int, Numb
     ax.set_xticks(xs, map(str, ranks))
     ax.set(xlabel="rank r (of 128)", ylabel="names right, unseen towns", ylim=(-0.03, 0.65))
     ax.legend(loc="lower right")
-    mark_recorded(ax)
     return Picture(
         fig,
         "lora_trained_or_cut",
@@ -143,13 +141,12 @@ def trained_or_cut(ranks: Sequence[int], cut: Groups, trained: Mapping[int, Numb
 def methods(scores: Mapping[str, float]) -> Picture:
     """Names right by method, in the order full fine-tuning, LoRA, context table, from
     scratch."""
-    fig, ax = figure(height=3)
+    fig, ax = figure(height=3, recorded=True)
     colors = (FULL, LORA, CONTEXT_TABLE, SCRATCH)
     ends = [f"{score:.0%}" for score in scores.values()]
     bars_from_the_top(ax, scores, colors, ends, thick=0.7, padding=4, fontsize=16)
     ax.set_title("LoRA comes close to full fine-tuning, and stays behind it")
     ax.set(xlabel="names right on unseen towns, mean of six scripts", xlim=(0, 0.52))
-    mark_recorded(ax)
     told = ", ".join(f"{name} {score:.0%}" for name, score in scores.items())
     return Picture(
         fig,

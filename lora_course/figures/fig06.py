@@ -79,14 +79,13 @@ def rate_and_rank(
 
 def one_rate_for_all(ranks: Sequence[int], fixed: Mapping[float, Groups], tuned: Groups) -> Picture:
     """Names right against rank: at two rates for all ranks, and at a rate for each."""
-    fig, (left, right) = figure(2)
+    fig, (left, right) = figure(2, recorded=True)
     lines_with_spread(left, ranks, {f"rate {r:g}": v for r, v in fixed.items()}, blues(2))
     left.legend()
     line_with_spread(right, ranks, tuned, LORA)
     for ax, title in ((left, "One rate for all ranks"), (right, "A rate for each")):
         log_ticks(ax, ranks, base=2)
         ax.set(title=title, xlabel="rank", ylabel="names right", ylim=(-0.02, 0.6))
-        mark_recorded(ax)
     told = "; ".join(
         f"at {rate:g} {mean(v[0]):.2f} at r = {ranks[0]} and {mean(v[-1]):.2f} at r = {ranks[-1]}"
         for rate, v in fixed.items()
@@ -102,13 +101,12 @@ def one_rate_for_all(ranks: Sequence[int], fixed: Mapping[float, Groups], tuned:
 
 def equal_budget(scores: Mapping[str, Numbers]) -> Picture:
     """Names right by choice of targets, at an equal number of parameters: {label: seeds}."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     bars_with_spread(ax, list(scores), {"equal budget": list(scores.values())}, [LORA])
     ax.bar_label(
         ax.containers[0], [f"{mean(s):.2f}" for s in scores.values()], padding=8, fontsize=14
     )
     ax.set(title="Where the rank is spent counts, too", ylabel="names right", ylim=(0, 0.65))
-    mark_recorded(ax)
     told = ", ".join(f"{label.split(chr(10))[0]} {mean(s):.2f}" for label, s in scores.items())
     return Picture(
         fig,
@@ -120,7 +118,7 @@ def equal_budget(scores: Mapping[str, Numbers]) -> Picture:
 
 def alpha_valleys(bits: Mapping[float, Mapping[float, float]]) -> Picture:
     """Validation bits against the learning rate, a line for each α; a star at the best."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     best = {}
     for (alpha, by_rate), color in zip(bits.items(), blues(len(bits)), strict=True):
         line(ax, list(by_rate), list(by_rate.values()), color, f"α = {alpha:g}")
@@ -130,7 +128,6 @@ def alpha_valleys(bits: Mapping[float, Mapping[float, float]]) -> Picture:
     ax.set(title="At r = 8: a larger α wants a lower rate, and that is all", ylim=(0.5, 0.7))
     ax.set(xlabel="learning rate", ylabel="validation bits")
     ax.legend(loc="upper right")
-    mark_recorded(ax)
     told = ", ".join(f"{bits[a][rate]:.2f} at {rate:g} for α = {a:g}" for a, rate in best.items())
     return Picture(
         fig,

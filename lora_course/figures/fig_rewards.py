@@ -56,7 +56,7 @@ def rewards_or_answers(runs: Runs, start: float) -> Picture:
         task: {name: list(runs[task, name].exact_match) for name in REWARDED}
         for task in ("rewards", "answers")
     }
-    fig, (left, right) = figure(2)
+    fig, (left, right) = figure(2, recorded=True)
     for name, seeds in curves.items():
         groups = list(zip(*seeds, strict=True))
         steps = [10 * (i + 0.5) for i in range(len(groups))]  # each is the mean of ten
@@ -67,8 +67,6 @@ def rewards_or_answers(runs: Runs, start: float) -> Picture:
     bars_with_spread(right, list(scores), groups, list(REWARDED.values()))
     right.axhline(start, color=GREY, ls="--")
     right.set(title="Names right, unseen towns", ylim=(0, None))
-    for ax in (left, right):
-        mark_recorded(ax)
     rise = "; ".join(
         f"{name} from {mean(c[0] for c in seeds):.2f} to {mean(c[-1] for c in seeds):.2f}"
         for name, seeds in curves.items()
@@ -89,7 +87,7 @@ def rewards_or_answers(runs: Runs, start: float) -> Picture:
 def distance_and_forgetting(runs: Runs, start: Mapping[str, float], skill: str) -> Picture:
     """Bits of an old skill against the distance from the start, a point a run: filled after
     rewards, open after answers; `start` is the row of the start."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     for name, task in product(REWARDED, ("rewards", "answers")):
         run = runs[task, name]
         ax.plot(
@@ -105,7 +103,6 @@ def distance_and_forgetting(runs: Runs, start: Mapping[str, float], skill: str) 
     ax.set(xlabel="KL divergence from the start, bits per character", ylabel=f"bits of {skill}")
     ax.set(title="How far a run went, and what it forgot")
     fig.legend(loc="outside right center")
-    mark_recorded(ax)
     told = "; ".join(
         f"{name} with {task}: {run.kl.mean():.2f} and {run[skill].mean():.2f}"
         for (task, name), run in runs.items()

@@ -79,7 +79,7 @@ def search_methods(
 ) -> Picture:
     """Recall@1 as `recorded_search.load_search` has it: a block for every number of steps, a bar
     for every method; a line for each that trains nothing."""
-    fig, ax = figure(height=TALL)
+    fig, ax = figure(height=TALL, recorded=True)
     steps = list(next(iter(trained.values())))
     scores = {name: [list(runs[n].recall_1) for n in steps] for name, runs in trained.items()}
     bars_with_spread(ax, [f"{n} steps" for n in steps], scores, (BLUES[1], LORA, BLUES[5], FULL))
@@ -88,7 +88,6 @@ def search_methods(
     ax.set(ylabel="right name first (recall@1)", ylim=(0, 0.8))
     ax.set_title("Rank 1 gives most of the gain, all weights some more")
     fig.legend(loc="outside lower center", ncols=3)
-    mark_recorded(ax)
     lines = ", ".join(f"{name} {found.recall_1:.3f}" for name, found in untrained.items())
     return Picture(
         fig,

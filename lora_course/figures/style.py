@@ -67,8 +67,9 @@ STYLE = {
 }
 
 
-def figure(columns: int = 1, rows: int = 1, height: float = NORMAL):
-    """A figure and its axes (one, or an array), in the course's style."""
+def figure(columns: int = 1, rows: int = 1, height: float = NORMAL, recorded: bool = False):
+    """A figure and its axes (one, or an array), in the course's style; if `recorded`, the axes say
+    that the numbers come from committed results."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -76,7 +77,10 @@ def figure(columns: int = 1, rows: int = 1, height: float = NORMAL):
     matplotlib.rcParams.update(STYLE)
     fig = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(fig)
-    return fig, fig.subplots(rows, columns)
+    axes = fig.subplots(rows, columns)
+    for ax in fig.axes if recorded else ():
+        mark_recorded(ax)
+    return fig, axes
 
 
 @dataclass
