@@ -20,7 +20,6 @@ from lora_course.experiments.real_runs import (
     carry_out,
     make_trainable,
     options,
-    plan,
     thinned,
 )
 from lora_course.experiments.recording import RESULTS, Row, device_name
@@ -57,11 +56,10 @@ WAYS = {
 COLUMNS = [f"{score}_{way}" for way in WAYS for score in (*Scores._fields, "bytes")]
 
 
-def settings(steps: int | None = None, batch_size: int | None = None) -> list[Setting]:
+def settings() -> list[Setting]:
     """The base alone in each precision, which nothing is drawn for, and LoRA on it."""
-    lora = replace(LORA, steps=steps or LORA.steps, batch_size=batch_size or LORA.batch_size)
     return [
-        *(Setting(replace(lora, task=name), FIRST_RATE) for name in PRECISIONS),
+        *(Setting(replace(LORA, task=name), FIRST_RATE) for name in PRECISIONS),
         *(Setting(Job(name, "base"), seeds=(0,)) for name in PRECISIONS),
     ]
 
@@ -117,9 +115,8 @@ def _scores(
 
 def main() -> None:
     given = options(__doc__, RESULTS).parse_args()
-    compared = settings(given.steps, given.batch_size)
-    todo = partial(plan, settings=compared, score="validation_exact_match")
-    carry_out("quantised_runs", "bits", given, todo, partial(measure, limit=given.limit), {})
+    work, chosen_by = partial(measure, limit=given.limit), {"score": "validation_exact_match"}
+    carry_out("quantised_runs", "bits", given, settings(), work, {}, **chosen_by)
 
 
 if __name__ == "__main__":

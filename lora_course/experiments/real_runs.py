@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
@@ -219,16 +220,24 @@ def carry_out(
     experiment: str,
     table: str,
     given: argparse.Namespace,
-    still_to_do: Callable[[list[dict[str, str]]], Iterator[Job]],
+    settings: Sequence[Setting],
     measure: Callable[[Job], Row],
     versions: Mapping[str, str],
+    **chosen_by,
 ) -> None:
-    """Record the table with the `options` given, and where it comes from beside it."""
+    """Record the table with the `options` given, and where it comes from beside it. Rates are
+    chosen as `plan` has it, by what `chosen_by` says."""
     given.out.mkdir(parents=True, exist_ok=True)
     write_provenance(given.out / f"{table}_provenance.json", experiment, versions)
-    path = given.out / f"{table}.csv"
-    done = record(path, still_to_do, measure, given.workers, given.seconds)
+    todo = partial(plan, settings=[_in_small(setting, given) for setting in settings], **chosen_by)
+    done = record(given.out / f"{table}.csv", todo, measure, given.workers, given.seconds)
     print("finished" if done else "the time is up; the same command goes on", flush=True)
+
+
+def _in_small(setting: Setting, given: argparse.Namespace) -> Setting:
+    job = setting.job
+    size = dict(steps=given.steps or job.steps, batch_size=given.batch_size or job.batch_size)
+    return replace(setting, job=replace(job, **size)) if job.steps else setting
 
 
 # --- models and costs ----------------------------------------------------------------------------

