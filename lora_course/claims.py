@@ -2,6 +2,7 @@
 
 import os
 import textwrap
+from collections.abc import Mapping
 
 FAILS = "✗ Does not hold under your settings."  # begins the line of a claim that fails
 
@@ -52,3 +53,9 @@ LINE = 80  # characters of a printed line; longer ones are broken inside a word
 def say(text: str, indent: str = "") -> None:
     """Print text in lines that fit the page, all but the first behind `indent`."""
     print(textwrap.fill(text, LINE, subsequent_indent=indent))
+
+
+def say_options(options: Mapping[str, str]) -> None:
+    """Print the options of a question, {letter: text}."""
+    for letter, text in options.items():
+        say(f"  {letter}) {text}", indent="     ")

@@ -13,7 +13,7 @@ def training_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     size of a checkpoint of what was trained. Call it after a step."""
 
     def size(tensors) -> int:
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.nbytes for t in tensors)
 
     parameters = list(model.parameters())
     state = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]

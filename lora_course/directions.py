@@ -3,11 +3,18 @@
 import torch
 from torch import Tensor, nn
 
+from lora_lib.lora import LoRALinear
+
 
 def linear_weights(model: nn.Module) -> dict[str, Tensor]:
     """Path → a copy of W (d_out, d_in) for every nn.Linear."""
     linears = {p: module for p, module in model.named_modules() if isinstance(module, nn.Linear)}
     return {path: linear.weight.detach().clone() for path, linear in linears.items()}
+
+
+def lora_by_path(model: nn.Module) -> dict[str, LoRALinear]:
+    """Path → LoRA layer, in the order of `named_modules`."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoRALinear)}
 
 
 def subspace_similarity(a: Tensor, b: Tensor) -> float:

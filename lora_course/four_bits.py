@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_lib.lora import LoRALinear
+from lora_course.directions import lora_by_path
 
 # --- levels --------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ def in_floats(model: nn.Module) -> nn.Module:
 def count_bytes(model: nn.Module) -> int:
     """Of all parameters and buffers, each counted once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(t.nbytes for t in tensors)
 
 
 # --- merging -------------------------------------------------------------------------------------
@@ -238,9 +238,7 @@ class Linear16(nn.Linear):
 
 @torch.no_grad()
 def merged(
-    model: nn.Module,
-    make: Callable[[nn.Linear], nn.Module],
-    originals: nn.Module | None = None,
+    model: nn.Module, make: Callable[[nn.Linear], nn.Module], originals: nn.Module | None = None
 ) -> nn.Module:
     """A copy of `model` without LoRA: every LoRA layer of its blocks becomes make(a linear layer
     with W + ΔW), that of the output layer, which is not quantised, that linear layer itself.
@@ -249,9 +247,7 @@ def merged(
     what it was.
     """
     copied = copy.deepcopy(model)
-    for path, layer in list(copied.named_modules()):
-        if not isinstance(layer, LoRALinear):
-            continue
+    for path, layer in lora_by_path(copied).items():
         base = layer.original if originals is None else originals.get_submodule(path)
         W = base.dequantise() if isinstance(base, QuantisedLinear) else base.weight
         linear = linear_of(W + layer.delta_weight(), layer.original.bias)

@@ -4,7 +4,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from lora_course.claims import say
+from lora_course.claims import say, say_options
 
 _guesses: dict[str, str | None] = {}
 
@@ -32,8 +32,7 @@ def predict(name: str, guess: str | None = None) -> str | None:
     """
     options = _options(name)
     say(all_predictions()[name]["question"])
-    for letter, text in options.items():
-        say(f"  {letter}) {text}", indent="     ")
+    say_options(options)
     letter = str(guess).strip().lower()
     _guesses[name] = letter if letter in options else None
     if letter in options:

@@ -55,13 +55,8 @@ def grpo(
         rewards.append(scored)
         return policy_loss(log_probability(model, prompts, written), scored)
 
-    fit(
-        model,
-        batches_of_names(list(spellings), names, seed, tokenizer),
-        steps,
-        lr,
-        loss_function=loss,
-    )
+    batches = batches_of_names(list(spellings), names, seed, tokenizer)
+    fit(model, batches, steps, lr, loss_function=loss)
     return rewards
 
 
@@ -168,15 +163,11 @@ def batches_of_names(
 
 @torch.inference_mode()
 def divergence(
-    model: SmallTransformer,
-    start: SmallTransformer,
-    tokenizer: Tokenizer,
-    names: Sequence[str],
-    seed: int = 0,
+    model: SmallTransformer, start: SmallTransformer, tokenizer: Tokenizer, names: Sequence[str]
 ) -> float:
     """KL divergence of `model` from `start` in bits per character, along names that `model`
     samples: exact over the vocabulary at each place, one sample a name."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     bits = characters = 0.0
     for group in by_length(names, tokenizer):
         prompts = prompts_of(group, tokenizer, model)
@@ -208,18 +199,12 @@ def write_and_score(
     return texts, score(tokenizer, written, [name], {name: accepted})[0]
 
 
-def sample_rewards(
-    model: SmallTransformer,
-    tokenizer: Tokenizer,
-    spellings: Spellings,
-    samples: int = 8,
-    seed: int = 0,
-) -> Tensor:
-    """The rewards of `samples` samples of every name, (names, samples), grouped by length."""
-    generator = torch.Generator().manual_seed(seed)
+def sample_rewards(model: SmallTransformer, tokenizer: Tokenizer, spellings: Spellings) -> Tensor:
+    """The rewards of eight samples of every name, (names, 8), grouped by length."""
+    generator = torch.Generator().manual_seed(0)
     rewards = []
     for group in by_length(list(spellings), tokenizer):
-        prompts = prompts_of(group, tokenizer, model).repeat_interleave(samples, dim=0)
+        prompts = prompts_of(group, tokenizer, model).repeat_interleave(8, dim=0)
         written = sample(model, prompts, generator)
         rewards.append(score(tokenizer, written, group, spellings))
     return torch.cat(rewards)

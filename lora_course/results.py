@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-RESULTS = Path(__file__).parent / "experiments" / "results"
-WHOLE_NUMBERS = {"pairs": "Int64", "layer": "Int64"}  # columns of them in which one may be missing
+from lora_course.experiments.recording import RESULTS
 
 # What has a learning rate of its own. Scripts and seeds share one.
 # fmt: off
@@ -36,7 +35,8 @@ def load_table(name: str, folder: Path = RESULTS) -> pd.DataFrame:
         raise FileNotFoundError(f"there is no recorded table {name!r}; there are: {tables}")
     text = path.read_text("utf-8")
     whole = io.StringIO(text[: text.rfind("\n") + 1])
-    return pd.read_csv(whole, dtype=WHOLE_NUMBERS | {"losses": str})
+    # Whole numbers of which one may be missing; a curve of one number is text, too.
+    return pd.read_csv(whole, dtype={"pairs": "Int64", "layer": "Int64", "losses": str})
 
 
 def load_runs() -> pd.DataFrame:

@@ -79,14 +79,8 @@ def show_names(
     display(HTML(names_html(towns, rows, script, caption, first)))
 
 
-def names_html(
-    towns: Sequence[str],
-    rows: Mapping[str, Sequence[str]],
-    script: str | Mapping[str, str] = "georgian",
-    caption: str = "",
-    first: str = "",
-) -> str:
-    """The HTML of such a table."""
+def names_html(towns, rows, script="georgian", caption="", first="") -> str:
+    """The HTML of what `show_names` shows."""
     scripts = dict.fromkeys(rows, script) if isinstance(script, str) else script
     head = "".join(f"<th style='text-align:left'>{html.escape(x)}</th>" for x in (first, *towns))
     body = "".join(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from lora_course.directions import lora_by_path
 from lora_lib.lora import LoRALinear, lora_layers
 
 
@@ -47,8 +48,8 @@ class DoRALinear(nn.Module):
 def add_magnitudes(model: nn.Module) -> nn.Module:
     """Make DoRA of every LoRA layer, in place: call it last, after the freezing. Merging, saving
     and unloading are LoRA's and know nothing of m. Raises as DoRALinear."""
-    layers = {path: m for path, m in model.named_modules() if isinstance(m, LoRALinear)}
-    for path, layer in {path: DoRALinear(layer) for path, layer in layers.items()}.items():
+    doras = {path: DoRALinear(layer) for path, layer in lora_by_path(model).items()}
+    for path, layer in doras.items():
         model.set_submodule(path, layer)
     return model
 

@@ -16,7 +16,7 @@ from ipywidgets import HTML, FloatSlider, IntSlider, Text, ValueWidget, VBox
 from torch import Tensor, nn
 
 from lora_course import figures
-from lora_course.directions import linear_weights
+from lora_course.directions import linear_weights, lora_by_path
 from lora_course.tables import names_html
 from lora_lib.adapters import load_adapter
 from lora_lib.injection import add_lora_to_model, unload_lora
@@ -113,7 +113,7 @@ def one_adapter_per_row(scripts: Sequence[str | None]) -> tuple[SmallTransformer
         load_adapter(load_pretrained()[0], adapter_directory(script)) if script else model
         for script in scripts
     ]
-    for path in [path for path, module in model.named_modules() if isinstance(module, LoRALinear)]:
+    for path in lora_by_path(model):
         layers = [m.get_submodule(path) for m in adapted]
         model.set_submodule(path, AdapterPerRow(layers))
     return model, tokenizer
@@ -198,11 +198,7 @@ def volume_knob(
     """
     model = unload_lora(copy.deepcopy(adapted), merge=False)
     weights = linear_weights(model)
-    deltas = {
-        path: layer.delta_weight().detach()
-        for path, layer in adapted.named_modules()
-        if isinstance(layer, LoRALinear)
-    }
+    deltas = {p: layer.delta_weight().detach() for p, layer in lora_by_path(adapted).items()}
 
     def answer(volume: float) -> str:
         _set_changes(model, weights, ((path, volume * delta) for path, delta in deltas.items()))

@@ -4,6 +4,7 @@ recorded run comes out again."""
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import pandas as pd
@@ -14,6 +15,7 @@ from lora_course.docstrings import LIBRARIES
 from lora_course.experiments import grammar
 from lora_course.experiments.pretrain import make_tokenizer, training_examples
 from lora_course.experiments.questions import QUESTIONS, lora
+from lora_course.experiments.real_runs import untried_rates
 from lora_course.experiments.runs import (
     CENTRE,
     COLUMNS,
@@ -30,7 +32,6 @@ from lora_course.experiments.sweep import (
     open_table,
     plan,
     recorded_settings,
-    untried_rates,
 )
 from lora_course.results import RESULTS, SETTING, at_chosen_rate, load_runs, load_table
 from lora_lib.names import load_pairs, load_spellings
@@ -115,12 +116,13 @@ def test_the_rate_with_the_best_validation_score_is_chosen(by, rows, chosen):
 
 
 def test_rates_are_tried_around_a_guess_and_then_beyond_the_edge_where_the_best_lies():
-    assert untried_rates([], 1e-3) == [5e-4, 1e-3, 2e-3]
-    assert untried_rates([1e-3, 5e-4], 1e-3) == [2e-3]
-    assert untried_rates([2e-3, 1e-3, 5e-4], 1e-3) == [5e-3]
-    assert untried_rates([5e-4, 1e-3, 2e-3], 1e-3) == [2e-4]
-    assert untried_rates([1e-3, 5e-4, 2e-3], 1e-3) == []
-    assert untried_rates(LADDER[:3], LADDER[1]) == untried_rates(LADDER[:-4:-1], LADDER[-2]) == []
+    untried = partial(untried_rates, ladder=LADDER, width=3)
+    assert untried([], 1e-3) == [5e-4, 1e-3, 2e-3]
+    assert untried([1e-3, 5e-4], 1e-3) == [2e-3]
+    assert untried([2e-3, 1e-3, 5e-4], 1e-3) == [5e-3]
+    assert untried([5e-4, 1e-3, 2e-3], 1e-3) == [2e-4]
+    assert untried([1e-3, 5e-4, 2e-3], 1e-3) == []
+    assert untried(LADDER[:3], LADDER[1]) == untried(LADDER[:-4:-1], LADDER[-2]) == []
     levels = [level for question in QUESTIONS.values() for level in question.levels.values()]
     assert all(0 < LADDER.index(guess(level)) < len(LADDER) - 1 for level in levels)
 

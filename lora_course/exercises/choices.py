@@ -2,19 +2,14 @@
 
 from collections.abc import Mapping
 
-from lora_course.claims import say
+from lora_course.claims import say, say_options
 from lora_course.exercises.checker import Check, NotAttempted
 
 
 def ask(question: str, options: Mapping[str, str]) -> None:
     """Print a question and its options, {letter: text}."""
     say(question)
-    show_options(options)
-
-
-def show_options(options: Mapping[str, str]) -> None:
-    for letter, text in options.items():
-        say(f"  {letter}) {text}", indent="     ")
+    say_options(options)
 
 
 def letter_of(answer, options: Mapping[str, object]) -> str:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from lora_course.claims import say_options
 from lora_course.exercises.checker import Check, Exercise, NotAttempted, variants
-from lora_course.exercises.choices import Choice, letter_of, show_options
+from lora_course.exercises.choices import Choice, letter_of
 from lora_course.exercises.factors import is_factor
 from lora_course.georgian import reads
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
@@ -182,7 +183,7 @@ class Diagnosis(Check):
         return f"The signs that decide. {'; '.join(signs)}."
 
     def __call__(self, answer=None) -> None:
-        show_options({letter: cause["cause"] for letter, cause in self.causes.items()})
+        say_options({letter: cause["cause"] for letter, cause in self.causes.items()})
         super().__call__(answer)
 
     def judge(self, answer) -> str | None:

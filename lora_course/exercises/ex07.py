@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
+from lora_course.directions import lora_by_path
 from lora_course.exercises.checker import Exercise, variants
 from lora_course.exercises.choices import Choice
 from lora_course.exercises.factors import (
@@ -31,7 +32,7 @@ from lora_lib.injection import (
     merge_lora_weights,
     unload_lora,
 )
-from lora_lib.lora import LoRALinear, count_parameters, lora_layers
+from lora_lib.lora import count_parameters, lora_layers
 from lora_lib.model import SmallTransformer
 from lora_lib.pretrained import load_pretrained
 from lora_lib.rank import k90, singular_values, weight_changes
@@ -203,9 +204,8 @@ def subtract(model: nn.Module) -> None:
 
 def cut_out(model: nn.Module) -> None:
     """Put the plain layers back as they are, merged or not."""
-    for path, layer in list(model.named_modules()):
-        if isinstance(layer, LoRALinear):
-            model.set_submodule(path, layer.original)
+    for path, layer in lora_by_path(model).items():
+        model.set_submodule(path, layer.original)
 
 
 def draw_adapters() -> Iterator[tuple]:

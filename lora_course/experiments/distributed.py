@@ -56,9 +56,7 @@ def rows_of_this_process(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def loss_of_all_rows(
-    model: nn.Module,
-    batch: Batch,
-    loss: Callable[[nn.Module, Batch], Tensor] = language_model_loss,
+    model: nn.Module, batch: Batch, loss: Callable[[nn.Module, Batch], Tensor] = language_model_loss
 ) -> Tensor:
     """The loss, weighted so that its mean over the processes is the mean over all labelled
     positions. In a plain mean, labels of a process that has few would count for more."""
@@ -80,7 +78,7 @@ class WireBytes(TorchDispatchMode):
         if function.namespace == "c10d":
             tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
             name = function.__name__.split(".")[0].strip("_")
-            self.bytes[name] += max(t.numel() * t.element_size() for t in tensors)
+            self.bytes[name] += max(t.nbytes for t in tensors)
         return function(*args, **(kwargs or {}))
 
 

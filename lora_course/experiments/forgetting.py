@@ -104,7 +104,7 @@ def main() -> None:
     names = ("setting", "rate", "lr")
     keys = [dict(zip(names, one, strict=True), seed=seed) for seed in SEEDS for one in tried]
     jobs = [replace(SETTINGS[k["setting"]], lr=k["lr"], seed=k["seed"]) for k in keys]
-    tracks = in_parallel(measure, jobs, workers_argument(__doc__.splitlines()[0]))
+    tracks = in_parallel(measure, jobs, workers_argument(__doc__))
     rows = [key | look for key, looks in zip(keys, tracks, strict=True) for look in looks]
     record_tables("forgetting", default_device(), {"forgetting": rows})
 

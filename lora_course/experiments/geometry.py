@@ -16,12 +16,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lora_course.directions import intruder_dimensions, linear_weights, subspace_similarity
+from lora_course.directions import (
+    intruder_dimensions,
+    linear_weights,
+    lora_by_path,
+    subspace_similarity,
+)
 from lora_course.experiments.questions import SEEDS, lora, method
 from lora_course.experiments.recording import in_parallel, place, record_tables, workers_argument
 from lora_course.experiments.runs import CENTRE, Run, chosen_rate, prepare_model, train
 from lora_course.results import load_runs
-from lora_lib.lora import LoRALinear
 from lora_lib.model import default_device
 from lora_lib.pretrained import load_pretrained
 
@@ -43,8 +47,7 @@ def trained_factors(run: Run) -> Factors:
     train(run, model.to(default_device()), tokenizer)
     return {
         path: (layer.lora_A.detach().cpu(), layer.lora_B.detach().cpu(), layer.scaling)
-        for path, layer in model.named_modules()
-        if isinstance(layer, LoRALinear)
+        for path, layer in lora_by_path(model).items()
     }
 
 
@@ -159,7 +162,7 @@ def measure(
 
 
 def main() -> None:
-    tables = measure(load_runs(), workers_argument(__doc__.splitlines()[0]))
+    tables = measure(load_runs(), workers_argument(__doc__))
     record_tables("geometry", default_device(), tables)
 
 

@@ -40,7 +40,7 @@ def measure(run: Run) -> dict:
 
 
 def main() -> None:
-    workers, recorded = workers_argument(__doc__.splitlines()[0]), load_runs()
+    workers, recorded = workers_argument(__doc__), load_runs()
     settings = [replace(run, lr=chosen_rate(recorded, run)) for run in map(lora, RANKS)]
     runs = [replace(run, seed=seed) for run in settings for seed in SEEDS]
     rows = in_parallel(measure, runs, workers)

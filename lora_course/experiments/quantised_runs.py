@@ -8,26 +8,21 @@ ways. Minutes on four GPUs.
 The table `bits` has a row a run; its `task` is the precision.
 """
 
-import argparse
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from lora_course.experiments.real_runs import (
     Job,
-    Row,
     Setting,
-    default_workers,
-    device_name,
+    carry_out,
     make_trainable,
-    plan,
-    record,
+    options,
     thinned,
-    write_provenance,
 )
+from lora_course.experiments.recording import RESULTS, Row, device_name
 from lora_course.four_bits import (
     FORMATS,
     Format,
@@ -45,7 +40,6 @@ from lora_lib.scores import Scores, evaluate
 from lora_lib.tokens import Tokenizer
 from lora_lib.training import adapt
 
-RESULTS = Path(__file__).parent / "results"
 TARGETS = {"all-linear": "all-linear"}
 PRECISIONS = {"float32": None} | FORMATS
 LORA = Job("", "lora", rank=8, targets="all-linear", steps=500, batch_size=64)
@@ -62,11 +56,10 @@ WAYS = {
 COLUMNS = [f"{score}_{way}" for way in WAYS for score in (*Scores._fields, "bytes")]
 
 
-def settings(steps: int | None = None, batch_size: int | None = None) -> list[Setting]:
+def settings() -> list[Setting]:
     """The base alone in each precision, which nothing is drawn for, and LoRA on it."""
-    lora = replace(LORA, steps=steps or LORA.steps, batch_size=batch_size or LORA.batch_size)
     return [
-        *(Setting(replace(lora, task=name), FIRST_RATE) for name in PRECISIONS),
+        *(Setting(replace(LORA, task=name), FIRST_RATE) for name in PRECISIONS),
         *(Setting(Job(name, "base"), seeds=(0,)) for name in PRECISIONS),
     ]
 
@@ -79,7 +72,7 @@ def measure(job: Job, limit: int | None = None) -> Row:
     model, tokenizer = load_pretrained(dropout=0.1)
     model = quantise_blocks(model, form).to(device)
     row = {name: "" for name in ("validation_exact_match", "validation_bits", *COLUMNS, "losses")}
-    row["device"] = device_name()
+    row["device"] = device_name(device)
     if job.method == "base":
         return row | _scores("beside", model, tokenizer, "cyrillic", limit)
     make_trainable(model, job, TARGETS).to(device)
@@ -121,25 +114,9 @@ def _scores(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the table")
-    parser.add_argument("--workers", type=int, default=default_workers())
-    parser.add_argument("--seconds", type=float, help="stop after so many")
-    parser.add_argument("--limit", type=int, help="names to score, to try the command")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    command = "python -m lora_course.experiments.quantised_runs"
-    write_provenance(given.out / "bits_provenance.json", command, {})
-    todo = partial(
-        plan,
-        settings=settings(given.steps, given.batch_size),
-        score="validation_exact_match",
-    )
-    work = partial(measure, limit=given.limit)
-    done = record(given.out / "bits.csv", todo, work, given.workers, given.seconds)
-    print("finished" if done else "the time is up; the same command goes on", flush=True)
+    given = options(__doc__, RESULTS).parse_args()
+    work, chosen_by = partial(measure, limit=given.limit), {"score": "validation_exact_match"}
+    carry_out("quantised_runs", "bits", given, settings(), work, {}, **chosen_by)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ r = 64 the two of "one-rate". The rates of "rate-in-62-steps" come from a trial,
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -207,14 +207,10 @@ LARGE = {f"{name}, r = 64": replace(run, rank=64) for name, run in VARIANTS.item
 SHARED_RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)  # LoRA's best is among them, with worse on each side
 
 
-def at_rates(levels: dict[str, Run], rates: Sequence[float]) -> dict[str, Run]:
-    return {f"{name}, {lr:g}": replace(run, lr=lr) for lr in rates for name, run in levels.items()}
-
-
-def others_with_lora(levels: dict[str, Run], rates: Sequence[float]) -> list[tuple[str, str]]:
-    """Every level with the first, plain LoRA, at each of the rates."""
-    plain, *others = levels
-    return [(f"{name}, {lr:g}", f"{plain}, {lr:g}") for lr in rates for name in others]
+def minus(base: str, levels: Mapping[str, Run], values: Sequence) -> list[tuple[str, str]]:
+    """Every other level with `base`, at each of the values that `across` was given."""
+    others = [name for name in levels if name != base]
+    return [(f"{name}, {v or 'all'}", f"{base}, {v or 'all'}") for v in values for name in others]
 
 
 # Batch size, run length and capacity: 500 batches of 64 are 32,000 examples, twelve passes.
@@ -228,12 +224,6 @@ def in_batches(run: Run, size: int) -> Run:
     """The run, over as many examples as the centre sees, in batches of another size."""
     examples = CENTRE.steps * CENTRE.batch_size
     return replace(run, batch_size=size, steps=examples // size)
-
-
-def minus_last(levels: dict[str, Run], values: Sequence) -> list[tuple[str, str]]:
-    """Every level with the last one, at each value that `across` was given."""
-    *others, last = levels
-    return [(f"{name}, {v or 'all'}", f"{last}, {v or 'all'}") for v in values for name in others]
 
 
 # fmt: off
@@ -322,28 +312,28 @@ QUESTIONS = {
         rate_by="exact_match"),
     "variants-one-rate": Question(
         "And if all are trained at one learning rate?",
-        at_rates(VARIANTS, SHARED_RATES), others_with_lora(VARIANTS, SHARED_RATES)),
+        across(VARIANTS, "lr", SHARED_RATES), minus("LoRA", VARIANTS, SHARED_RATES)),
     "variants-64": Question(
         "At r = 64 and α = 16, which variant is best, each at a learning rate of its own?",
         LARGE, [(name, "LoRA, r = 64") for name in list(LARGE)[1:]], rate_by="exact_match"),
     "variants-64-one-rate": Question(
         "And if all are trained at one learning rate?",
-        at_rates(LARGE, (2e-3, 1e-2)), others_with_lora(LARGE, (2e-3, 1e-2))),
+        across(LARGE, "lr", (2e-3, 1e-2)), minus("LoRA, r = 64", LARGE, (2e-3, 1e-2))),
 
     # Findings of Schulman et al. 2025, LoRA Without Regret.
     "batch-size": Question(
         "Does LoRA fall behind as batches grow, if all see the same 32,000 examples?",
         {f"{name}, {n}": in_batches(run, n)
          for n in BATCHES for name, run in WITH_HIGH_RANK.items()},
-        minus_last(WITH_HIGH_RANK, BATCHES), score="bits"),
+        minus("full", WITH_HIGH_RANK, BATCHES), score="bits"),
     "run-length": Question(
         "Do short runs want a higher rate, and does LoRA need more steps?",
-        across(WITH_HIGH_RANK, "steps", LENGTHS), minus_last(WITH_HIGH_RANK, LENGTHS),
+        across(WITH_HIGH_RANK, "steps", LENGTHS), minus("full", WITH_HIGH_RANK, LENGTHS),
         score="bits"),
     "batch-in-125-steps": Question(
         "And does LoRA fall behind as batches grow, if all take 125 steps?",
         across({name: replace(run, steps=125) for name, run in WITH_HIGH_RANK.items()},
-               "batch_size", (16, 64, 256)), minus_last(WITH_HIGH_RANK, (16, 64, 256)),
+               "batch_size", (16, 64, 256)), minus("full", WITH_HIGH_RANK, (16, 64, 256)),
         score="bits"),
     "rate-in-62-steps": Question(
         "How do LoRA and full fine-tuning depend on the learning rate in 62 steps?",
@@ -359,10 +349,10 @@ QUESTIONS = {
         score="bits"),
     "capacity": Question(
         "From how many pairs on is a rank too small to hold what there is to learn?",
-        across(CAPACITY, "pairs", COUNTS[1:]), minus_last(CAPACITY, COUNTS[1:]), score="bits"),
+        across(CAPACITY, "pairs", COUNTS[1:]), minus("full", CAPACITY, COUNTS[1:]), score="bits"),
     "capacity-by-match": Question(
         "And if the rate is chosen by exact match, so that the pairs are better learned by heart?",
-        across(CAPACITY, "pairs", COUNTS[1:]), minus_last(CAPACITY, COUNTS[1:]),
+        across(CAPACITY, "pairs", COUNTS[1:]), minus("full", CAPACITY, COUNTS[1:]),
         rate_by="exact_match"),
 }
 # fmt: on

@@ -1,38 +1,39 @@
-"""What the newer experiments share: rates tried, seeds, and rows as they come.
+"""What experiments with a learning rate for every setting share: rates tried, seeds, and rows as
+they come; and the models and costs of those whose run is a `Job`."""
 
-They run on machines that have torch and transformers and little else, so nothing here needs pandas
-or PEFT.
-"""
-
-import csv
-import datetime
+import argparse
 import gc
-import json
 import multiprocessing
-import os
-import platform
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
+from functools import partial
 from itertools import pairwise
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from statistics import mean, median
 
 import torch
 from torch import nn
 
-from lora_lib.files import write_atomically
+from lora_course.experiments.recording import (
+    Row,
+    default_workers,
+    device_name,
+    drop_cut_row,
+    provenance,
+    read_rows,
+    take_a_gpu,
+    write_json,
+    write_table,
+)
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import count_parameters
 from lora_lib.model import default_device
 from lora_lib.training import fit
 
-LADDER = [m * 10.0**exponent for exponent in range(-7, 1) for m in (1, 3)]
-LADDER = [float(f"{rate:.0e}") for rate in LADDER]
+LADDER = [float(f"{m}e{exponent}") for exponent in range(-7, 1) for m in (1, 3)]
 SEEDS = range(5)
 
 
@@ -53,16 +54,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compared: a job whatever its rate and seed. Rates are tried on a ladder of 1 and 3
-    around `first_rate`, None where nothing is trained."""
+    """What is compared: a job (or another dataclass with a rate and a seed) whatever these are.
+    Rates are tried on a ladder around `first_rate`, None where the job's own is kept."""
 
     job: Job
     first_rate: float | None = None
     seeds: Sequence[int] = SEEDS
-
-
-Row = dict[str, object]
-SETTINGS = [field.name for field in fields(Job)]
 
 
 def job_of(row: Mapping[str, str]) -> Job:
@@ -74,15 +71,40 @@ def job_of(row: Mapping[str, str]) -> Job:
 # --- what is still to be done --------------------------------------------------------------------
 
 
-def untried_rates(scores: Mapping[float, float], first: float) -> list[float]:
-    """Four rates around `first`, then those beside the best, until it has a worse one on either
-    side."""
-    at = LADDER.index(first)
-    missing = [rate for rate in LADDER[at - 1 : at + 3] if rate not in scores]
-    if missing:
-        return missing
-    best = LADDER.index(max(scores, key=scores.get))
-    return [rate for rate in LADDER[max(best - 1, 0) : best + 2] if rate not in scores]
+def untried_rates(
+    tried: Sequence[float], first: float, ladder: Sequence[float] = LADDER, width: int = 4
+) -> list[float]:
+    """The rates to try next, given those tried, the best first: so many of the ladder, from the one
+    below `first` on, then those beside the best, until it has a worse one on either side or lies at
+    an end of the ladder."""
+    at = max(ladder.index(first) - 1, 0)
+    wanted = ladder[at : at + width]
+    if set(wanted) <= set(tried):
+        at = ladder.index(tried[0])
+        wanted = ladder[max(at - 1, 0) : at + 2]
+    return [rate for rate in wanted if rate not in tried]
+
+
+def still_missing(
+    asked: Iterable[tuple[Setting, Job, Sequence[float]]],
+    done: Collection[Job],
+    tuning_seeds: Sequence[int] = (0,),
+    **ladder,
+) -> Iterator[Job]:
+    """What is not done yet: of settings, each with the job whose rates are tried for it and those
+    that were, the best first. Rates to try come first, with other seeds, then the seeds of every
+    setting whose rate is chosen; `ladder` is passed on to `untried_rates`."""
+    ready = []
+    for setting, tuning, tried in asked:
+        job, rates = setting.job, []
+        if setting.first_rate:
+            rates = untried_rates(tried, setting.first_rate, **ladder)
+            runs = (replace(tuning, lr=lr, seed=seed) for lr in rates for seed in tuning_seeds)
+            yield from (run for run in runs if run not in done)
+            job = replace(job, lr=tried[0] if tried else 0.0)
+        if not rates:
+            ready += [replace(job, seed=seed) for seed in setting.seeds]
+    yield from (run for run in ready if run not in done)
 
 
 def rate_scores(
@@ -109,8 +131,8 @@ def plan(
     sign: int = 1,
     tuning_seeds: Sequence[int] = (0,),
 ) -> Iterator[Job]:
-    """What is still to be done: rates to try first, then the seeds at every chosen rate. What rates
-    are chosen by is `score`, on validation, with sign −1 if a low one is good.
+    """What is still to be done. What rates are chosen by is `score`, on validation, with sign −1 if
+    a low one is good.
 
     Raises ValueError for rows without that score."""
     if rows and score not in rows[0]:
@@ -118,31 +140,18 @@ def plan(
             f"the table has no column {score!r}, by which rates are chosen: it is of an older "
             "recording; give --out another folder"
         )
-    done = set(map(job_of, rows))
-    ready = []
-    for setting in settings:
-        rates = []
-        job = setting.job
-        if setting.first_rate:
-            scores = rate_scores(rows, job, score, sign, tuning_seeds)
-            rates = untried_rates(scores, setting.first_rate)
-            tuning = [replace(job, lr=lr, seed=seed) for lr in rates for seed in tuning_seeds]
-            yield from (run for run in tuning if run not in done)
-            job = replace(job, lr=max(scores, key=scores.get, default=0.0))
-        if not rates:
-            ready += [replace(job, seed=seed) for seed in setting.seeds]
-    yield from (run for run in ready if run not in done)
+
+    def best_first(setting: Setting) -> list[float]:
+        if not setting.first_rate:
+            return []
+        scores = rate_scores(rows, setting.job, score, sign, tuning_seeds)
+        return sorted(scores, key=scores.get, reverse=True)
+
+    asked = ((setting, setting.job, best_first(setting)) for setting in settings)
+    return still_missing(asked, set(map(job_of, rows)), tuning_seeds)
 
 
 # --- doing it ------------------------------------------------------------------------------------
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, without a last one that was cut off."""
-    if not path.is_file():
-        return []
-    text = path.read_text("utf-8")
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
 
 def record(
@@ -151,21 +160,26 @@ def record(
     measure: Callable[[Job], Row],
     workers: int,
     seconds: float | None = None,
+    precision: str = "high",
 ) -> bool:
     """Do what `still_to_do` asks for, given the rows so far, until nothing is left (True) or the
     time is up (False). Each row is appended to the table as it comes, so a record that was stopped
-    goes on where it was. Workers share the GPUs that are there."""
+    goes on where it was. Workers share the GPUs that are there; `precision` is that of float32
+    products, "high" meaning TF32 on a GPU that has it."""
     start = time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = read_rows(path)
-    _drop_cut_row(path)
+    drop_cut_row(path)
     context = multiprocessing.get_context("spawn")  # a fork could not use the GPU
-    running = {}
-    started = context.Value("i", 0)
-    with ProcessPoolExecutor(workers, context, _prepare_worker, (started,)) as pool:
+    running, todo = {}, []
+    shared = context.Value("i", 0), precision
+    with ProcessPoolExecutor(workers, context, take_a_gpu, shared) as pool:
         while True:
-            todo = (job for job in still_to_do(rows) if job not in running.values())
-            while len(running) < workers and (job := next(todo, None)) is not None:
+            if not todo:
+                planned = dict.fromkeys(still_to_do(rows))
+                todo = [job for job in planned if job not in running.values()]
+            while todo and len(running) < workers:
+                job = todo.pop(0)
                 running[pool.submit(measure, job)] = job
             if not running:
                 return True
@@ -179,65 +193,51 @@ def record(
                 job = running.pop(future)
                 row = asdict(job) | future.result()
                 rows.append({name: str(value) for name, value in row.items()})
-                _append(path, row)
+                write_table(path, [row], "a")
                 spent = time.monotonic() - start
                 print(f"{spent:5.0f} s, {len(rows)} rows: {job}", flush=True)
 
 
-def take_a_gpu(started: Synchronized) -> None:
-    """One thread, and the next GPU in turn, for this worker; `started` counts the workers."""
-    with started.get_lock():
-        number, started.value = started.value, started.value + 1
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())
-    torch.set_num_threads(1)
-
-
-def _prepare_worker(started: Synchronized) -> None:
-    take_a_gpu(started)
-    _set_precision()
-
-
-def _set_precision() -> None:
-    torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("high")  # TF32, on a GPU that has it
-
-
-def _drop_cut_row(path: Path) -> None:
-    """So that the next row begins on a line of its own."""
-    text = path.read_bytes() if path.is_file() else b""
-    if text and not text.endswith(b"\n"):
-        write_atomically(path, text[: text.rfind(b"\n") + 1])
-
-
-def _append(path: Path, row: Row) -> None:
-    new = not path.is_file() or path.stat().st_size == 0
-    with path.open("a", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, row.keys(), lineterminator="\n")
-        if new:
-            table.writeheader()
-        table.writerow(row)
-
-
-def device_name() -> str:
-    device = default_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return f"{device.type} ({name})"
-
-
 def write_provenance(path: Path, command: str, versions: Mapping[str, str]) -> None:
     """Where, when and with what a table was made; `versions` are those of the texts' libraries."""
-    facts = {
-        "command": command,
-        "date": datetime.date.today().isoformat(),
-        "device": device_name(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "float32 products": "TF32 on a GPU",
-        "texts from": dict(versions),
-    }
-    path.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    made = provenance(command, default_device(), "transformers")
+    write_json(path, made | {"float32 products": "TF32 on a GPU", "texts from": dict(versions)})
+
+
+def options(doc: str, out: Path) -> argparse.ArgumentParser:
+    """The command line of a recording; few texts, steps and rows a batch are to try it."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=out, help="the folder of the table")
+    parser.add_argument("--workers", type=int, default=default_workers())
+    parser.add_argument("--seconds", type=float, help="stop after so many")
+    parser.add_argument("--limit", type=int, help="names or functions of each kind to score")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch-size", type=int)
+    return parser
+
+
+def carry_out(
+    experiment: str,
+    table: str,
+    given: argparse.Namespace,
+    settings: Sequence[Setting],
+    measure: Callable[[Job], Row],
+    versions: Mapping[str, str],
+    **chosen_by,
+) -> None:
+    """Record the table with the `options` given, and where it comes from beside it. Rates are
+    chosen as `plan` has it, by what `chosen_by` says."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_provenance(given.out / f"{table}_provenance.json", experiment, versions)
+    todo = partial(plan, settings=[_in_small(setting, given) for setting in settings], **chosen_by)
+    done = record(given.out / f"{table}.csv", todo, measure, given.workers, given.seconds)
+    print("finished" if done else "the time is up; the same command goes on", flush=True)
+
+
+def _in_small(setting: Setting, given: argparse.Namespace) -> Setting:
+    job = setting.job
+    size = dict(steps=given.steps or job.steps, batch_size=given.batch_size or job.batch_size)
+    return replace(setting, job=replace(job, **size)) if job.steps else setting
 
 
 # --- models and costs ----------------------------------------------------------------------------
@@ -289,20 +289,16 @@ def record_costs(
     of the same step differ from minute to minute, and before anything else uses the device."""
     if path.is_file():
         return
-    _set_precision()
-    name = device_name()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
+    name = device_name(default_device())
     trained = [setting.job for setting in settings if setting.first_rate]
     for job in 3 * trained:
-        row = asdict(job) | {"device": name} | measure_cost(job)
-        _append(path, row)
-        print(row, flush=True)
+        write_table(path, [asdict(job) | {"device": name} | measure_cost(job)], "a")
 
 
 def thinned(losses: Sequence[float], every: int = 10) -> str:
     """Means of `every` steps, as text: enough to draw a curve."""
     groups = [losses[i : i + every] for i in range(0, len(losses), every)]
     return " ".join(f"{mean(group):.4f}" for group in groups)
-
-
-def default_workers() -> int:
-    return max(1, (os.cpu_count() or 2) // 2)

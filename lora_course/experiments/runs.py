@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lora_course.experiments.real_runs import thinned
 from lora_course.results import tuning_runs
 from lora_course.variants import add_magnitudes, lora_plus, start_at_strongest
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
@@ -121,7 +122,7 @@ def execute(run: Run, device: torch.device | None = None) -> dict:
     except FloatingPointError:
         losses, validation, test = [], worst, worst
     validation = {f"validation_{name}": score for name, score in validation.items()}
-    return row | validation | test | {"losses": " ".join(map(repr, _thin(losses)))}
+    return row | validation | test | {"losses": thinned(losses, every=25)}
 
 
 def train(run: Run, model: nn.Module, tokenizer) -> list[float]:
@@ -160,12 +161,6 @@ def _classify(run: Run, model: nn.Module, tokenizer) -> tuple[list[float], dict,
     losses = fit(model, batches, run.steps, run.lr, **how)
     validation, test = (accuracy(model, loaders[split]) for split in ("validation", "test"))
     return losses, {"accuracy": validation}, {"accuracy": test}
-
-
-def _thin(losses: list[float], every: int = 25) -> list[float]:
-    """Means of `every` steps, rounded: enough to draw a curve."""
-    groups = [losses[i : i + every] for i in range(0, len(losses), every)]
-    return [round(sum(g) / len(g), 4) for g in groups]
 
 
 # --- in the table of recorded runs ---------------------------------------------------------------

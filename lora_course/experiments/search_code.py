@@ -6,10 +6,9 @@ are chosen by recall@1 on those of the validation split, means of three seeds. A
 a GPU.
 """
 
-import argparse
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
@@ -24,18 +23,16 @@ from lora_course.code_search import (
 from lora_course.experiments.real_data import load_texts
 from lora_course.experiments.real_runs import (
     Job,
-    Row,
     Setting,
-    default_workers,
+    carry_out,
     make_trainable,
+    options,
     peak_bytes,
-    plan,
-    record,
     record_costs,
     thinned,
     time_steps,
-    write_provenance,
 )
+from lora_course.experiments.recording import Row
 from lora_course.real_models import load_minilm
 from lora_lib.lora import count_parameters
 from lora_lib.model import default_device
@@ -44,20 +41,20 @@ from lora_lib.training import fit
 TARGETS = {"query, value": ("query", "value"), "all linear": "all-linear"}
 TUNING_SEEDS = (0, 1, 2)
 STEPS = (100, 300)
-TRAINED = [  # and a rate to begin with
-    (Job("search", "lora", 8, "query, value"), 3e-3),
-    (Job("search", "lora", 1, "query, value"), 3e-3),
-    (Job("search", "lora", 8, "all linear"), 1e-3),
-    (Job("search", "full"), 1e-4),
+TRAINED = [  # method, rank, targets, and a rate to begin with
+    ("lora", 8, "query, value", 3e-3),
+    ("lora", 1, "query, value", 3e-3),
+    ("lora", 8, "all linear", 1e-3),
+    ("full", 0, "", 1e-4),
 ]
 
 
-def settings(steps: Sequence[int] = STEPS, batch_size: int = 64) -> list[Setting]:
+def settings() -> list[Setting]:
     alone = [Setting(Job("search", method), None, (0,)) for method in ("base", "tf-idf")]
     return alone + [
-        Setting(Job(**vars(job) | {"steps": n, "batch_size": batch_size}), rate)
-        for n in steps
-        for job, rate in TRAINED
+        Setting(Job("search", *kind, steps, batch_size=64), rate)
+        for steps in STEPS
+        for *kind, rate in TRAINED
     ]
 
 
@@ -66,83 +63,64 @@ def _base() -> tuple:
     return load_minilm()
 
 
+def prepare_encoder(job: Job) -> Encoder:
+    base, tokenizer = _base()
+    model = make_trainable(copy.deepcopy(base), job, TARGETS)
+    return Encoder(model.to(default_device()), tokenizer)
+
+
 def measure(job: Job, data: Path | None = None, limit: int | None = None) -> Row:
     """The row of one run; `limit` keeps the first so many functions to validate and test on.
 
     A run whose loss stops being finite finds nothing.
     """
-    device = default_device()
-    functions = load_texts(data).functions
-    encoder, facts = None, {"trainable": 0, "peak_bytes": 0, "seconds": 0.0, "losses": ""}
+    device, functions = default_device(), load_texts(data).functions
+    row = {"device": device.type, "trainable": 0, "peak_bytes": 0, "seconds": 0.0, "losses": ""}
+    evaluate = partial(evaluate_tfidf, learned_from=functions["train"])
     if job.method != "tf-idf":
-        base, tokenizer = _base()
-        encoder = Encoder(make_trainable(copy.deepcopy(base), job, TARGETS).to(device), tokenizer)
+        encoder = prepare_encoder(job)
+        evaluate = partial(evaluate_search, encoder)
     if job.steps:
+        row["trainable"] = count_parameters(encoder.model, only_trainable=True)
+        batches = search_batches(functions["train"], job.batch_size, job.seed)
         peak_bytes(device)
         start = time.perf_counter()
-        batches = search_batches(functions["train"], job.batch_size, job.seed)
         try:
-            losses = fit(
-                encoder.model,
-                batches,
-                job.steps,
-                job.lr,
-                loss_function=lambda _, batch: info_nce(encoder, batch),
-            )
+            losses = fit(encoder.model, batches, job.steps, job.lr, loss_function=loss_of(encoder))
+            row["losses"] = thinned(losses)
         except FloatingPointError:
-            losses, functions = [], functions | {"validation": [], "test": []}
-        facts = {
-            "trainable": count_parameters(encoder.model, only_trainable=True),
-            "peak_bytes": peak_bytes(device),
-            "seconds": time.perf_counter() - start,
-            "losses": thinned(losses),
-        }
-    scores = {}
+            evaluate = lambda functions: Search(0.0, 0.0, 0.0)  # noqa: E731
+        row |= {"peak_bytes": peak_bytes(device), "seconds": time.perf_counter() - start}
     for prefix, split in (("validation_", "validation"), ("", "test")):
-        tested = functions[split][:limit]
-        if not tested:
-            found = Search(0.0, 0.0, 0.0)
-        elif encoder is None:
-            found = evaluate_tfidf(tested, functions["train"])
-        else:
-            found = evaluate_search(encoder, tested)
-        scores |= {prefix + name: score for name, score in found._asdict().items()}
-    return {"device": device.type} | facts | scores
+        found = evaluate(functions[split][:limit])._asdict()
+        row |= {prefix + name: score for name, score in found.items()}
+    return row
+
+
+def loss_of(encoder: Encoder) -> Callable:
+    return lambda _model, batch: info_nce(encoder, batch)
 
 
 def measure_cost(job: Job, data: Path | None = None) -> Row:
     """Time and memory of a training step, with nothing else on the device."""
-    base, tokenizer = _base()
-    model = make_trainable(copy.deepcopy(base), job, TARGETS).to(default_device())
-    encoder = Encoder(model, tokenizer)
+    encoder = prepare_encoder(job)
     batches = search_batches(load_texts(data).functions["train"], job.batch_size, job.seed)
-    return time_steps(model, batches, lambda _, batch: info_nce(encoder, batch))
+    return time_steps(encoder.model, batches, loss_of(encoder))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, Path("."))
     parser.add_argument("--data", type=Path, help="a file of real_data; else what is installed")
-    parser.add_argument("--out", type=Path, default=Path("."), help="the folder of the tables")
-    parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--costs", action="store_true", help="time a step of each method first")
-    parser.add_argument("--seconds", type=float, help="stop after so many")
-    parser.add_argument("--limit", type=int, help="functions of each split, to try the command")
-    parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
-    parser.add_argument("--batch-size", type=int, default=64)
     given = parser.parse_args()
-    work = partial(measure, data=given.data, limit=given.limit)
-    chosen = settings(given.steps, given.batch_size)
-    todo = partial(plan, settings=chosen, score="validation_recall_1", tuning_seeds=TUNING_SEEDS)
-    given.out.mkdir(parents=True, exist_ok=True)
-    command = "python -m lora_course.experiments.search_code"
-    versions = load_texts(given.data).versions
-    write_provenance(given.out / "search_provenance.json", command, versions)
     _base()  # unpacked once, before the workers want it
     if given.costs:
         cost = partial(measure_cost, data=given.data)
-        record_costs(given.out / "search_costs.csv", chosen, cost)
-    done = record(given.out / "search.csv", todo, work, given.workers, given.seconds)
-    print("finished" if done else "the time is up; the same command goes on")
+        record_costs(given.out / "search_costs.csv", settings(), cost)
+    work = partial(measure, data=given.data, limit=given.limit)
+    chosen_by = dict(score="validation_recall_1", tuning_seeds=TUNING_SEEDS)
+    versions = load_texts(given.data).versions
+    carry_out("search_code", "search", given, settings(), work, versions, **chosen_by)
 
 
 if __name__ == "__main__":

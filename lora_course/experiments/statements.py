@@ -201,10 +201,7 @@ def highest_rank(runs: pd.DataFrame) -> Iterator[Measure]:
 
 def learning_rates(runs: pd.DataFrame) -> Iterator[Measure]:
     statement, ten = "ten-times-the-rate", about(10, "10")
-    tried = QUESTIONS["rate"].runs(runs)
-    best = tried.loc[tried.groupby(["method", "seed"]).validation_bits.idxmin()]
-    best = best.set_index(["method", "seed"]).lr
-    found = geometric_mean(best["lora"] / best["full"])
+    found = rate_over_full(runs, "rate")
     yield Measure(statement, "r = 8 over full, each seed's best", found, ten)
     ratios = {
         f"{task}, {n or 'all'} pairs": chosen_rate(runs, lora(task=task, pairs=n))
@@ -224,6 +221,14 @@ def learning_rates(runs: pd.DataFrame) -> Iterator[Measure]:
     words = "α = 16, best rate at r = 64 over that at r = 8 (bounds: the neighbours tried)"
     found = Interval(at / there, below / higher, above / lower)
     yield Measure("rate-and-rank", words, found, about(1, "1"))
+
+
+def rate_over_full(runs: pd.DataFrame, question: str) -> Interval:
+    """LoRA's best rate over that of full fine-tuning, each seed's best of those tried."""
+    tried = QUESTIONS[question].runs(runs)
+    best = tried.loc[tried.groupby(["method", "seed"]).validation_bits.idxmin()]
+    best = best.set_index(["method", "seed"]).lr
+    return geometric_mean(best["lora"] / best["full"])
 
 
 def geometric_mean(ratios: Sequence[float]) -> Interval:
@@ -375,11 +380,9 @@ def without_regret(runs: pd.DataFrame) -> Iterator[Measure]:
     words = "the same growth, r = 64 minus r = 8"
     yield Measure("batch-any-rank", words, paired_difference(grown[64], grown[8]), within)
 
-    tried = QUESTIONS["rate-in-62-steps"].runs(runs)
-    best = tried.loc[tried.groupby(["method", "seed"]).validation_bits.idxmin()]
-    best = best.set_index(["method", "seed"]).lr
-    found, words = geometric_mean(best["lora"] / best["full"]), "62 steps, each seed's best"
-    yield Measure("short-runs", f"r = 8 over full, {words}", found, about(15, "15"))
+    found = rate_over_full(runs, "rate-in-62-steps")
+    words = "r = 8 over full, 62 steps, each seed's best"
+    yield Measure("short-runs", words, found, about(15, "15"))
     for steps in LENGTHS:
         rates = [chosen_rate(runs, replace(run, steps=steps)) for run in WITH_HIGH_RANK.values()]
         high, low, full = rates

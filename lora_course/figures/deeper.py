@@ -1,35 +1,11 @@
 """Figures of the pages in going_deeper."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean
 
 import torch
 from torch import Tensor
 
-from lora_course.figures.style import (
-    BLACK,
-    BLUES,
-    CONTEXT_TABLE,
-    FULL,
-    GREY,
-    HEAD,
-    LETTER_TABLE,
-    LORA,
-    MARKS,
-    NORMAL,
-    SCRATCH,
-    SCRATCH_LONG,
-    SKY,
-    TALL,
-    Picture,
-    bars_with_spread,
-    blues,
-    figure,
-    line,
-    line_with_spread,
-    log_ticks,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 # What is timed (lora_course.experiments.timing); every way to compute LoRA is a blue.
 TIMED = {
@@ -44,7 +20,7 @@ TIMED = {
 
 
 def step_times(
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    panels: Mapping[str, Mapping[str, Numbers]],
     widths: Sequence[int],
     decoder: Mapping[str, tuple[float, float]],
 ) -> Picture:
@@ -65,19 +41,16 @@ def step_times(
         ax.set(title=title, xlabel="width of the layers", ylim=(0, None))
         mark_recorded(ax)
     axes[0, 0].set_ylabel("step time, full = 1")
-    for name, (ms, gb) in decoder.items():
-        color = TIMED[name]
-        bar = wide.barh(name, ms, color=color, hatch=MARKS[color][1])
-        wide.bar_label(bar, [f"{ms:.0f} ms, {gb:.0f} GB"], padding=3, fontsize=12)
-    longest = max(ms for ms, _ in decoder.values())
-    wide.set(title="A step of a decoder, 4096 wide, on the GPU", xticks=[], xlim=(0, 1.2 * longest))
-    wide.grid(visible=False)
-    wide.invert_yaxis()
+    times = {name: ms for name, (ms, _) in decoder.items()}
+    ends = [f"{ms:.0f} ms, {gb:.0f} GB" for ms, gb in decoder.values()]
+    bars_from_the_top(wide, times, [TIMED[name] for name in times], ends)
+    wide.set(title="A step of a decoder, 4096 wide, on the GPU")
+    wide.set_xlim(0, 1.2 * max(times.values()))
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     mark_recorded(wide)
     widest = {title: list(ratios["lora_lib"])[-1] for title, ratios in panels.items()}
     told = ", ".join(f"{ratio:.2f} in the panel {title}" for title, ratio in widest.items())
-    bars = ", ".join(f"{name} {ms:.0f} ms" for name, (ms, _) in decoder.items())
+    bars = ", ".join(f"{name} {ms:.0f} ms" for name, ms in times.items())
     return Picture(
         fig,
         "deeper_step_times",
@@ -91,51 +64,38 @@ def step_times(
 # --- methods, script by script and by the number of pairs ----------------------------------------
 
 
-def methods_by_script(
-    scores: Mapping[str, Sequence[Sequence[float]]], scripts: Sequence[str]
-) -> Picture:
+def methods_by_script(scores: Mapping[str, Groups], scripts: Sequence[str]) -> Picture:
     """Names right on unseen towns: a block for every script, a bar for every method."""
-    fig, ax = figure(height=TALL)
+    fig, ax = figure(height=TALL, recorded=True)
     colors = (LORA, FULL, SCRATCH, SCRATCH_LONG, HEAD, CONTEXT_TABLE, LETTER_TABLE)
     labels = [script.capitalize() for script in scripts]
     bars_with_spread(ax, labels, scores, colors[: len(scores)])
     ax.set(ylabel="names right, unseen towns", ylim=(0, 0.6))
     ax.set_title("At r = 8 LoRA comes close to full fine-tuning, and stays behind it")
     fig.legend(loc="outside lower center", ncols=3)
-    mark_recorded(ax)
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{mean(seeds):.2f}" for seeds in values)
-        for name, values in scores.items()
-    )
     return Picture(
         fig,
         "deeper_methods_by_script",
         "A line on a bar runs from the lowest to the highest of five seeds.",
-        f"Blocks of bars, one for each of {', '.join(labels)}; in this order, {told}.",
+        f"Blocks of bars, one for each of {', '.join(labels)}; in this order, "
+        f"{means_by_name(scores)}.",
     )
 
 
-def scores_by_pairs(
-    pairs: Sequence[int], scores: Mapping[str, Sequence[Sequence[float]]]
-) -> Picture:
+def scores_by_pairs(pairs: Sequence[int], scores: Mapping[str, Groups]) -> Picture:
     """Names right against the number of training pairs (log axis), a line for every method."""
-    fig, ax = figure()
-    colors = (LORA, FULL, SCRATCH, CONTEXT_TABLE)
-    for (name, groups), color in zip(scores.items(), colors, strict=True):
-        line_with_spread(ax, pairs, groups, color, name)
+    fig, ax = figure(recorded=True)
+    lines_with_spread(ax, pairs, scores, (LORA, FULL, SCRATCH, CONTEXT_TABLE))
     log_ticks(ax, pairs, form="{:,}")
     ax.set(xlabel="Georgian pairs to learn from", ylabel="names right, unseen towns", ylim=(0, 0.6))
     ax.set_title("With few pairs, starting from the base counts most")
     ax.legend(loc="upper left")
-    mark_recorded(ax)
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{mean(g):.2f}" for g in groups) for name, groups in scores.items()
-    )
+    counts = ", ".join(f"{n:,}" for n in pairs)
     return Picture(
         fig,
         "deeper_few_pairs",
         "Bands run from the lowest to the highest of five seeds.",
-        f"Lines over {', '.join(f'{n:,}' for n in pairs)} pairs. Names right, {told}.",
+        f"Lines over {counts} pairs. Names right, {means_by_name(scores)}.",
     )
 
 
@@ -144,7 +104,7 @@ def scores_by_pairs(
 
 def k90_by_matrix(changes: Mapping[str, Mapping[tuple[str, int], float]], noise: float) -> Picture:
     """k90 of the change of each attention matrix: {training: {(matrix, layer): k90}}."""
-    fig, ax = figure(height=TALL)
+    fig, ax = figure(height=TALL, recorded=True)
     for (name, means), color in zip(changes.items(), (FULL, SKY, BLACK, GREY), strict=True):
         labels = [f"{matrix}\n{layer}" for matrix, layer in means]
         line(ax, labels, list(means.values()), color, name, ls="", markevery=1)
@@ -153,7 +113,6 @@ def k90_by_matrix(changes: Mapping[str, Mapping[tuple[str, int], float]], noise:
     ax.set(ylabel="k90 of ΔW (of 128)", xlabel="matrix, layer", ylim=(0, 72))
     ax.set_title("Between rank 8 and noise, in each matrix")
     fig.legend(loc="outside lower center", ncols=3)
-    mark_recorded(ax)
     told = "; ".join(
         f"{name} from {min(m.values()):.0f} to {max(m.values()):.0f}" for name, m in changes.items()
     )
@@ -168,7 +127,7 @@ def k90_by_matrix(changes: Mapping[str, Mapping[tuple[str, int], float]], noise:
 def forgetting(looks, skills: Sequence[str], settings: Sequence[str], target: float) -> Picture:
     """Bits of each old skill against the bits of the new one while training (see
     `lora_course.experiments.forgetting`); a line a seed."""
-    fig, axes = figure(len(skills), height=TALL)
+    fig, axes = figure(len(skills), height=TALL, recorded=True)
     colors = dict(zip(settings, (LORA, BLUES[6], FULL), strict=True))
     tracks = looks[looks.rate.eq("chosen")].groupby(["seed", "setting"], sort=False)
     for ax, skill in zip(axes, skills, strict=True):
@@ -177,7 +136,6 @@ def forgetting(looks, skills: Sequence[str], settings: Sequence[str], target: fl
             line(ax, track.learned, track[skill], colors[name], label, lw=1.4, ms=5)
         ax.axvline(target, ls=":", color=BLACK, label="compared here")
         ax.set(title=skill, xlabel="Georgian bits (better →)", xlim=(2.5, 0.3), ylim=(0, 15))
-        mark_recorded(ax)
     axes[0].set_ylabel("bits of the old skill (↑ forgotten)")
     axes[-1].legend(loc="upper left")
     return Picture(
@@ -190,11 +148,11 @@ def forgetting(looks, skills: Sequence[str], settings: Sequence[str], target: fl
     )
 
 
-def intruders(chance: Mapping[int, Tensor], adapter: Tensor, limit: float = 0.3) -> Picture:
+def intruders(chance: Mapping[int, Tensor], adapter: Tensor) -> Picture:
     """Largest cosines with a singular vector of W: of random vectors by width, and of the ten
     strongest of an adapted weight."""
     fig, ax = figure()
-    bins = torch.linspace(0, 1, 41).tolist()
+    bins, limit = torch.linspace(0, 1, 41).tolist(), 0.3
     narrow, wide = min(chance), max(chance)
     ax.hist(chance[narrow].tolist(), bins, density=True, color=GREY, alpha=0.6,
             label=f"random vectors, width {narrow}")  # fmt: skip
@@ -219,12 +177,10 @@ def intruders(chance: Mapping[int, Tensor], adapter: Tensor, limit: float = 0.3)
 # --- the paper at our scale ----------------------------------------------------------------------
 
 
-def rank_and_width(
-    lines: Sequence[tuple[str, str, int, Sequence[int], Sequence[float]]],
-) -> Picture:
+def rank_and_width(lines: Sequence[tuple[str, str, int, Sequence[int], Numbers]]) -> Picture:
     """Score over the best rank's, against r and against r / d: (where, targets, d, ranks, scores)
     a line."""
-    fig, axes = figure(2)
+    fig, axes = figure(2, recorded=True)
     targets = list(dict.fromkeys(name for _, name, *_ in lines))
     colors = dict(zip(targets, blues(len(targets)), strict=True))
     for where, name, d, ranks, scores in lines:
@@ -236,7 +192,6 @@ def rank_and_width(
     for ax, (title, label) in zip(axes, titles, strict=True):
         ax.set_xscale("log")
         ax.set(title=title, xlabel=label, ylabel="score over the best rank's", ylim=(0, 1.05))
-        mark_recorded(ax)
     axes[0].set_xticks(ranks, map(str, ranks))
     axes[0].minorticks_off()
     axes[0].legend(loc="lower right")
@@ -252,7 +207,7 @@ def rank_and_width(
 
 def subspaces(panels: Mapping[str, Mapping[str, tuple]], width: int) -> Picture:
     """φ(i, i) against i, a panel for A and one for B: {pair of runs: (sizes, seeds of each)}."""
-    fig, axes = figure(2, height=TALL)
+    fig, axes = figure(2, height=TALL, recorded=True)
     for ax, (side, pairs) in zip(axes, panels.items(), strict=True):
         colors = (LORA, BLUES[6], BLUES[1], BLUES[0])
         for (pair, (sizes, groups)), color in zip(pairs.items(), colors, strict=False):
@@ -260,10 +215,8 @@ def subspaces(panels: Mapping[str, Mapping[str, tuple]], width: int) -> Picture:
         longest = max((sizes for sizes, _ in pairs.values()), key=len)
         ax.plot(longest, [i / width for i in longest], ls=":", color=BLACK, label="chance, i / d")
         log_ticks(ax, longest, base=2)
-        ax.set(
-            title=f"{side}, the strongest i of each", xlabel="i", ylabel="φ(i, i)", ylim=(0, 0.8)
-        )
-        mark_recorded(ax)
+        ax.set(title=f"{side}, the strongest i of each", xlabel="i", ylim=(0, 0.8))
+        ax.set_ylabel("φ(i, i)")
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return Picture(
         fig,

@@ -6,21 +6,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from lora_course.figures.style import (
-    BLACK,
-    FULL,
-    GREY,
-    LORA,
-    PALE,
-    SKY,
-    TALL,
-    Picture,
-    box,
-    figure,
-    line,
-    line_with_spread,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 from lora_lib.rank import cumulative_energy, k90, low_rank_part
 
 
@@ -92,12 +78,10 @@ def rank_pictures(pictures: Mapping[str, Tensor], ranks: Sequence[int]) -> Pictu
     )
 
 
-def rank_intuition(
-    values: Tensor, cumulative: Tensor, true_rank: int, bars: int = 50, points: int = 20
-) -> Picture:
+def rank_intuition(values: Tensor, cumulative: Tensor, true_rank: int) -> Picture:
     """The lesson's first figure: singular values of a simulated change, and their energy."""
     fig, (left, right) = figure(2)
-    bars, points = min(bars, len(values)), min(points, len(values))
+    bars, points = min(50, len(values)), min(20, len(values))
     left.bar(range(1, bars + 1), values[:bars].tolist(), color=SKY)
     left.axvline(true_rank + 0.5, color=BLACK, ls="--", label=f"true rank {true_rank}")
     left.set(title="Strength of each direction", xlabel=f"direction (of {len(values)})", ylabel="σ")
@@ -139,17 +123,16 @@ def energy_curves(spectra: Mapping[str, Tensor], colors: Sequence[str]) -> Pictu
     )
 
 
-def cut_curve(ranks: Sequence[int], cut: Sequence[Sequence[float]]) -> Picture:
+def cut_curve(ranks: Sequence[int], cut: Groups) -> Picture:
     """Names right of a fully fine-tuned model whose every ΔW is cut to rank r, one group of seeds
     a rank."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     xs = range(len(ranks))
     line_with_spread(ax, xs, cut, FULL)
     ax.set_title("Cut to rank 8 or less, the change is worth little")
     ax.set_xticks(xs, map(str, ranks))
     ax.set(xlabel="directions kept of every ΔW", ylabel="names right, unseen towns")
     ax.set(ylim=(-0.02, 0.62))
-    mark_recorded(ax)
     told = ", ".join(f"{mean(g):.2f} at {r}" for r, g in zip(ranks, cut, strict=True))
     return Picture(
         fig,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lora_course.figures.style import BLACK, BLUES, GREY, LORA, Picture, blues, box, figure, line
+from lora_course.figures.style import *
 
 
 def nine_numbers(B: Tensor, A: Tensor) -> Picture:
@@ -80,7 +80,7 @@ def landscape(paths: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:
     )
 
 
-def growing_strengths(history: Sequence[Tensor], true: Sequence[float]) -> Picture:
+def growing_strengths(history: Sequence[Tensor], true: Numbers) -> Picture:
     """Singular values of B A before every step of training, a line each; dotted, those to be
     found. `history`: the values, largest first."""
     fig, ax = figure()

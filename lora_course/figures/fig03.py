@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from lora_course.figures.style import LORA, ORANGE, PALE, Picture, figure
+from lora_course.figures.style import *
 from lora_course.georgian import reads
 from lora_lib.lora import count_parameters
 
@@ -88,7 +88,7 @@ def attention_maps(maps: Mapping[str, tuple[Tensor, str]], columns: Sequence[str
         ax.set_title(title, weight="normal")
         ax.set(xlabel="looks at", ylabel="writes")
         ax.grid(visible=False)
-    fig.suptitle("Another script, the same diagonal", x=0.01, ha="left", size=14, weight="bold")
+    heading(fig, "Another script, the same diagonal")
     fig.colorbar(image, ax=axes, label="attention weight", shrink=0.8)
     told = " and ".join(f"{written} ({title})" for title, (_, written) in maps.items())
     return Picture(

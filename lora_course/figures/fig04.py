@@ -3,24 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from lora_course.figures.style import (
-    BLACK,
-    CONTEXT_TABLE,
-    FULL,
-    GREY,
-    LORA,
-    MARKS,
-    PALE,
-    SCRATCH,
-    TALL,
-    Picture,
-    box,
-    figure,
-    line,
-    line_with_spread,
-    log_ticks,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 
 def sequence(latin: str, target: str) -> Picture:
@@ -69,9 +52,7 @@ def clinic(runs: Mapping[str, dict]) -> Picture:
     )
 
 
-def comparison(
-    curves: Mapping[str, Sequence[float]], ranks: Mapping[int, tuple], full: tuple
-) -> Picture:
+def comparison(curves: Mapping[str, Numbers], ranks: Mapping[int, tuple], full: tuple) -> Picture:
     """The lesson's three panels: learning curves, score against parameters, parameter counts.
 
     `curves`: losses of live runs by name (LoRA, full fine-tuning); `ranks`: rank → (trainable
@@ -87,18 +68,15 @@ def comparison(
     curve.legend()
     sizes = [trainable for trainable, _ in ranks.values()]
     line_with_spread(score, sizes, [s for _, s in ranks.values()], LORA)
-    score.plot(full[0], mean(full[1]), "*", color=FULL, ms=20)
+    star(score, full[0], mean(full[1]), FULL)
     score.text(full[0], mean(full[1]) - 0.06, "full", color=FULL, ha="center")
     score.set_xscale("log")
     score.set(title="Names right", xlabel="trainable parameters", ylim=(0, 0.65))
     score.set(xlim=(sizes[0] / 1.6, full[0] * 2.2))
-    names, counts = [f"r={rank}" for rank in ranks] + ["full"], [*sizes, full[0]]
-    bars = count.barh(names, counts, color=[LORA] * len(sizes) + [FULL])
-    bars[-1].set_hatch(MARKS[FULL][1])
-    count.bar_label(bars, [f"{n:,}" for n in counts], padding=3, fontsize=12)
-    count.set(title="Trainable parameters", xlim=(0, 1.7 * full[0]), xticks=[])
-    count.grid(visible=False)
-    count.invert_yaxis()
+    counts = {f"r={rank}": n for rank, (n, _) in ranks.items()} | {"full": full[0]}
+    colors = [LORA] * len(sizes) + [FULL]
+    bars_from_the_top(count, counts, colors, [f"{n:,}" for n in counts.values()])
+    count.set(title="Trainable parameters", xlim=(0, 1.7 * full[0]))
     mark_recorded(score)
     told = ", ".join(f"{mean(s):.2f} at r = {r}" for r, (_, s) in ranks.items())
     fell = "; ".join(f"{name} {y[0]:.1f} to {mean(y[-10:]):.1f}" for name, y in curves.items())
@@ -112,21 +90,18 @@ def comparison(
     )
 
 
-def rates(
-    scores: Mapping[str, Mapping[float, Sequence[float]]], best: Mapping[str, float]
-) -> Picture:
+def rates(scores: Mapping[str, Mapping[float, Numbers]], best: Mapping[str, float]) -> Picture:
     """Names right against the learning rate, for LoRA and full fine-tuning: {rate: seeds} each;
     a star at the rate that was chosen on validation."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     for (name, by_rate), color in zip(scores.items(), (LORA, FULL), strict=True):
         line_with_spread(ax, list(by_rate), list(by_rate.values()), color, name)
-        ax.plot(best[name], mean(by_rate[best[name]]), "*", color=color, ms=20)
+        star(ax, best[name], mean(by_rate[best[name]]), color)
     ticks = sorted({rate for by_rate in scores.values() for rate in by_rate})
     log_ticks(ax, ticks)
     ax.set(title="LoRA wants a higher learning rate", xlabel="learning rate", ylabel="names right")
     ax.set(ylim=(0.4, 0.6))
     ax.legend(loc="lower right")
-    mark_recorded(ax)
     told = "; ".join(f"{name} is best at {rate:g}" for name, rate in best.items())
     return Picture(
         fig,
@@ -136,12 +111,10 @@ def rates(
     )
 
 
-def trained_or_cut(
-    ranks: Sequence[int], cut: Sequence[Sequence[float]], trained: Mapping[int, Sequence[float]]
-) -> Picture:
+def trained_or_cut(ranks: Sequence[int], cut: Groups, trained: Mapping[int, Numbers]) -> Picture:
     """Names right of LoRA trained at rank r, {rank: seeds}, and of full fine-tuning whose every ΔW
     is cut to rank r, one group of seeds a rank."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     xs = range(len(ranks))
     shown = [i for i in xs if ranks[i] in trained]
     line_with_spread(ax, shown, [trained[ranks[i]] for i in shown], LORA, "trained at rank r")
@@ -156,7 +129,6 @@ def trained_or_cut(
     ax.set_xticks(xs, map(str, ranks))
     ax.set(xlabel="rank r (of 128)", ylabel="names right, unseen towns", ylim=(-0.03, 0.65))
     ax.legend(loc="lower right")
-    mark_recorded(ax)
     return Picture(
         fig,
         "lora_trained_or_cut",
@@ -169,17 +141,12 @@ def trained_or_cut(
 def methods(scores: Mapping[str, float]) -> Picture:
     """Names right by method, in the order full fine-tuning, LoRA, context table, from
     scratch."""
-    fig, ax = figure(height=3)
+    fig, ax = figure(height=3, recorded=True)
     colors = (FULL, LORA, CONTEXT_TABLE, SCRATCH)
-    bars = ax.barh(list(scores), list(scores.values()), 0.7, color=colors)
-    for bar, color in zip(bars, colors, strict=True):
-        bar.set_hatch(MARKS[color][1])
-    ax.bar_label(bars, [f"{score:.0%}" for score in scores.values()], padding=4, fontsize=16)
+    ends = [f"{score:.0%}" for score in scores.values()]
+    bars_from_the_top(ax, scores, colors, ends, thick=0.7, padding=4, fontsize=16)
     ax.set_title("LoRA comes close to full fine-tuning, and stays behind it")
-    ax.set(xlabel="names right on unseen towns, mean of six scripts", xticks=[], xlim=(0, 0.52))
-    ax.grid(visible=False)
-    ax.invert_yaxis()
-    mark_recorded(ax)
+    ax.set(xlabel="names right on unseen towns, mean of six scripts", xlim=(0, 0.52))
     told = ", ".join(f"{name} {score:.0%}" for name, score in scores.items())
     return Picture(
         fig,

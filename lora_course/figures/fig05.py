@@ -1,22 +1,11 @@
 """Figures of notebook 05: merging."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import nn
 
-from lora_course.figures.style import (
-    BLACK,
-    BLUE,
-    LORA,
-    PALE,
-    SKY,
-    Picture,
-    blues,
-    box,
-    figure,
-    line,
-)
-from lora_lib.lora import LoRALinear
+from lora_course.directions import lora_by_path
+from lora_course.figures.style import *
 
 
 def two_ways() -> Picture:
@@ -57,8 +46,7 @@ def change_sizes(model: nn.Module) -> Picture:
     fig, ax = figure()
     ratios = {
         path: (layer.delta_weight().norm() / layer.original.weight.norm()).item()
-        for path, layer in model.named_modules()
-        if isinstance(layer, LoRALinear)
+        for path, layer in lora_by_path(model).items()
     }
     kinds = list(dict.fromkeys(path.rpartition(".")[2] for path in ratios))
     colors, x, ticks, most = blues(len(kinds)), 0, {}, max(ratios, key=ratios.get)
@@ -83,7 +71,7 @@ def change_sizes(model: nn.Module) -> Picture:
     )
 
 
-def drift(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
+def drift(errors: Mapping[str, Mapping[str, Numbers]]) -> Picture:
     """Relative error of W over cycles of adding and subtracting: {dtype: {adapters: errors}}."""
     fig, ax = figure()
     for (dtype, by_adapters), color in zip(errors.items(), (SKY, BLUE), strict=True):

@@ -6,20 +6,7 @@ from statistics import mean
 import torch
 from torch import nn
 
-from lora_course.figures.style import (
-    BLACK,
-    FULL,
-    LORA,
-    TALL,
-    Picture,
-    bars_with_spread,
-    blues,
-    figure,
-    line,
-    line_with_spread,
-    log_ticks,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 from lora_lib.lora import LoRALinear
 
 
@@ -68,16 +55,13 @@ def rate_and_rank(
             stars[rule, rank] = best
             ax.axvline(full_rate, color=FULL, ls="--")
             line(ax, list(bits), list(bits.values()), LORA, markevery=1, ms=6)
-            ax.plot(best, bits[best], "*", color=LORA, ms=20, mec=BLACK)
+            star(ax, best, bits[best], LORA, mec=BLACK)
             log_ticks(ax, (1e-3, 1e-2))
             ax.set(title=f"r = {rank}, best {best:g}", ylim=(0.42, 1.25), xlim=(4e-4, 0.1))
             ax.label_outer()
         axs[0].set_ylabel(f"{rule}\nbits")
         axs[0].text(1.2 * full_rate, 0.47, "all\nweights", color=FULL, weight="bold", size=12)
-    fig.suptitle(
-        "With α = 2r the best rate falls as the rank grows; with α = 16 it stays",
-        x=0.01, ha="left", size=14, weight="bold",
-    )  # fmt: skip
+    heading(fig, "With α = 2r the best rate falls as the rank grows; with α = 16 it stays")
     fig.supxlabel("learning rate (recorded, one seed each)", fontsize=13)
     told = "; ".join(
         f"{rule}: " + ", ".join(f"{stars[rule, rank]:g} at r = {rank}" for rank in ranks)
@@ -93,21 +77,15 @@ def rate_and_rank(
     )
 
 
-def one_rate_for_all(
-    ranks: Sequence[int],
-    fixed: Mapping[float, Sequence[Sequence[float]]],
-    tuned: Sequence[Sequence[float]],
-) -> Picture:
+def one_rate_for_all(ranks: Sequence[int], fixed: Mapping[float, Groups], tuned: Groups) -> Picture:
     """Names right against rank: at two rates for all ranks, and at a rate for each."""
-    fig, (left, right) = figure(2)
-    for (rate, values), color in zip(fixed.items(), blues(2), strict=True):
-        line_with_spread(left, ranks, values, color, f"rate {rate:g}")
+    fig, (left, right) = figure(2, recorded=True)
+    lines_with_spread(left, ranks, {f"rate {r:g}": v for r, v in fixed.items()}, blues(2))
     left.legend()
     line_with_spread(right, ranks, tuned, LORA)
     for ax, title in ((left, "One rate for all ranks"), (right, "A rate for each")):
         log_ticks(ax, ranks, base=2)
         ax.set(title=title, xlabel="rank", ylabel="names right", ylim=(-0.02, 0.6))
-        mark_recorded(ax)
     told = "; ".join(
         f"at {rate:g} {mean(v[0]):.2f} at r = {ranks[0]} and {mean(v[-1]):.2f} at r = {ranks[-1]}"
         for rate, v in fixed.items()
@@ -121,15 +99,14 @@ def one_rate_for_all(
     )
 
 
-def equal_budget(scores: Mapping[str, Sequence[float]]) -> Picture:
+def equal_budget(scores: Mapping[str, Numbers]) -> Picture:
     """Names right by choice of targets, at an equal number of parameters: {label: seeds}."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     bars_with_spread(ax, list(scores), {"equal budget": list(scores.values())}, [LORA])
     ax.bar_label(
         ax.containers[0], [f"{mean(s):.2f}" for s in scores.values()], padding=8, fontsize=14
     )
     ax.set(title="Where the rank is spent counts, too", ylabel="names right", ylim=(0, 0.65))
-    mark_recorded(ax)
     told = ", ".join(f"{label.split(chr(10))[0]} {mean(s):.2f}" for label, s in scores.items())
     return Picture(
         fig,
@@ -141,17 +118,16 @@ def equal_budget(scores: Mapping[str, Sequence[float]]) -> Picture:
 
 def alpha_valleys(bits: Mapping[float, Mapping[float, float]]) -> Picture:
     """Validation bits against the learning rate, a line for each α; a star at the best."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     best = {}
     for (alpha, by_rate), color in zip(bits.items(), blues(len(bits)), strict=True):
         line(ax, list(by_rate), list(by_rate.values()), color, f"α = {alpha:g}")
         best[alpha] = min(by_rate, key=by_rate.get)
-        ax.plot(best[alpha], by_rate[best[alpha]], "*", color=color, ms=20, mec=BLACK)
+        star(ax, best[alpha], by_rate[best[alpha]], color, mec=BLACK)
     log_ticks(ax, (2e-3, 5e-3, 1e-2, 2e-2, 5e-2))
     ax.set(title="At r = 8: a larger α wants a lower rate, and that is all", ylim=(0.5, 0.7))
     ax.set(xlabel="learning rate", ylabel="validation bits")
     ax.legend(loc="upper right")
-    mark_recorded(ax)
     told = ", ".join(f"{bits[a][rate]:.2f} at {rate:g} for α = {a:g}" for a, rate in best.items())
     return Picture(
         fig,

@@ -2,20 +2,7 @@
 
 from collections.abc import Mapping
 
-from lora_course.figures.style import (
-    BLACK,
-    CONTEXT_TABLE,
-    FULL,
-    GREY,
-    LORA,
-    MARKS,
-    PALE,
-    SCRATCH,
-    TALL,
-    Picture,
-    box,
-    figure,
-)
+from lora_course.figures.style import *
 from lora_course.tables import RIGHT, WRONG
 from lora_lib.lora import LoRALinear
 

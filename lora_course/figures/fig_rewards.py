@@ -1,26 +1,14 @@
 """Figures of going_deeper/reinforcement: rewards rise, and where they lead."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from statistics import mean
 
 from torch import Tensor
 
-from lora_course.figures.style import (
-    BLACK,
-    FULL,
-    GREY,
-    LORA,
-    MARKS,
-    Picture,
-    bars_with_spread,
-    blues,
-    figure,
-    line,
-    line_with_spread,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
+Runs = Mapping[tuple[str, str], "pandas.DataFrame"]
 # The methods of the table `rewards`.
 REWARDED = dict(zip(("LoRA r=1", "LoRA r=8", "LoRA r=32", "full"), (*blues(3), FULL), strict=True))
 
@@ -52,17 +40,12 @@ def live_rewards(rewards: Tensor) -> Picture:
     )
 
 
-def _smooth(values: Sequence[float], width: int = 9) -> list[float]:
-    """Mean of each value and its neighbours, `width` in all where there are so many."""
-    half = width // 2
-    return [mean(values[max(i - half, 0) : i + half + 1]) for i in range(len(values))]
+def _smooth(values: Numbers) -> list[float]:
+    """Mean of each value and its neighbours, nine in all where there are so many."""
+    return [mean(values[max(i - 4, 0) : i + 5]) for i in range(len(values))]
 
 
-def rewards_or_answers(
-    runs: Mapping[tuple[str, str], "pandas.DataFrame"],  # noqa: F821
-    start: float,
-    every: int = 10,
-) -> Picture:
+def rewards_or_answers(runs: Runs, start: float) -> Picture:
     """Mean reward during training, and names right on test towns; `runs` by task and method, as
     `lora_course.recorded_rewards` has them, `start` the names right before."""
     curves = {
@@ -73,10 +56,10 @@ def rewards_or_answers(
         task: {name: list(runs[task, name].exact_match) for name in REWARDED}
         for task in ("rewards", "answers")
     }
-    fig, (left, right) = figure(2)
+    fig, (left, right) = figure(2, recorded=True)
     for name, seeds in curves.items():
         groups = list(zip(*seeds, strict=True))
-        steps = [every * (i + 0.5) for i in range(len(groups))]
+        steps = [10 * (i + 0.5) for i in range(len(groups))]  # each is the mean of ten
         line_with_spread(left, steps, groups, REWARDED[name], name)
     left.set(title="Told only how near", xlabel="step", ylabel="mean reward of the samples")
     left.legend(loc="lower right")
@@ -84,8 +67,6 @@ def rewards_or_answers(
     bars_with_spread(right, list(scores), groups, list(REWARDED.values()))
     right.axhline(start, color=GREY, ls="--")
     right.set(title="Names right, unseen towns", ylim=(0, None))
-    for ax in (left, right):
-        mark_recorded(ax)
     rise = "; ".join(
         f"{name} from {mean(c[0] for c in seeds):.2f} to {mean(c[-1] for c in seeds):.2f}"
         for name, seeds in curves.items()
@@ -103,14 +84,10 @@ def rewards_or_answers(
     )
 
 
-def distance_and_forgetting(
-    runs: Mapping[tuple[str, str], "pandas.DataFrame"],  # noqa: F821
-    start: Mapping[str, float],
-    skill: str,
-) -> Picture:
+def distance_and_forgetting(runs: Runs, start: Mapping[str, float], skill: str) -> Picture:
     """Bits of an old skill against the distance from the start, a point a run: filled after
     rewards, open after answers; `start` is the row of the start."""
-    fig, ax = figure()
+    fig, ax = figure(recorded=True)
     for name, task in product(REWARDED, ("rewards", "answers")):
         run = runs[task, name]
         ax.plot(
@@ -126,7 +103,6 @@ def distance_and_forgetting(
     ax.set(xlabel="KL divergence from the start, bits per character", ylabel=f"bits of {skill}")
     ax.set(title="How far a run went, and what it forgot")
     fig.legend(loc="outside right center")
-    mark_recorded(ax)
     told = "; ".join(
         f"{name} with {task}: {run.kl.mean():.2f} and {run[skill].mean():.2f}"
         for (task, name), run in runs.items()

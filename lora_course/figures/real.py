@@ -1,25 +1,11 @@
 """Figures of the page on searching code with a public model."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean
 
 import numpy as np
 
 from lora_course.code_search import Search
-from lora_course.figures.style import (
-    BLACK,
-    BLUES,
-    FULL,
-    GREY,
-    LORA,
-    PALE,
-    TALL,
-    Picture,
-    bars_with_spread,
-    box,
-    figure,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 
 def search_idea() -> Picture:
@@ -89,12 +75,11 @@ def nearness(queries: Sequence[str], names: Sequence[str], cosines: np.ndarray) 
 
 
 def search_methods(
-    trained: Mapping[str, Mapping[int, "pd.DataFrame"]],  # noqa: F821
-    untrained: Mapping[str, Search],
+    trained: Mapping[str, Mapping[int, "pd.DataFrame"]], untrained: Mapping[str, Search]
 ) -> Picture:
     """Recall@1 as `recorded_search.load_search` has it: a block for every number of steps, a bar
     for every method; a line for each that trains nothing."""
-    fig, ax = figure(height=TALL)
+    fig, ax = figure(height=TALL, recorded=True)
     steps = list(next(iter(trained.values())))
     scores = {name: [list(runs[n].recall_1) for n in steps] for name, runs in trained.items()}
     bars_with_spread(ax, [f"{n} steps" for n in steps], scores, (BLUES[1], LORA, BLUES[5], FULL))
@@ -103,16 +88,11 @@ def search_methods(
     ax.set(ylabel="right name first (recall@1)", ylim=(0, 0.8))
     ax.set_title("Rank 1 gives most of the gain, all weights some more")
     fig.legend(loc="outside lower center", ncols=3)
-    mark_recorded(ax)
-    bars = "; ".join(
-        f"{name}: " + ", ".join(f"{mean(seeds):.3f}" for seeds in groups)
-        for name, groups in scores.items()
-    )
     lines = ", ".join(f"{name} {found.recall_1:.3f}" for name, found in untrained.items())
     return Picture(
         fig,
         "deeper_search_methods",
         "Unseen functions. A line on a bar runs from the lowest to the highest of five seeds.",
-        f"Bars of recall@1 after {' and '.join(map(str, steps))} steps: {bars}. Lines across: "
-        f"{lines}.",
+        f"Bars of recall@1 after {' and '.join(map(str, steps))} steps: "
+        f"{means_by_name(scores, '.3f')}. Lines across: {lines}.",
     )

@@ -18,6 +18,9 @@ from lora_course.figures.readable import complaints
 
 WIDTH, NORMAL, TALL = 10, 4.2, 5
 
+Numbers = Sequence[float]  # along a line, or one a seed
+Groups = Sequence[Numbers]  # of seeds, along a line or beside each other
+
 # Okabe & Ito's palette, told apart with any kind of colour vision, and darker kin of two of them.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#767676"
@@ -67,8 +70,9 @@ STYLE = {
 }
 
 
-def figure(columns: int = 1, rows: int = 1, height: float = NORMAL):
-    """A figure and its axes (one, or an array), in the course's style."""
+def figure(columns: int = 1, rows: int = 1, height: float = NORMAL, recorded: bool = False):
+    """A figure and its axes (one, or an array), in the course's style; if `recorded`, the axes say
+    that the numbers come from committed results."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -76,7 +80,10 @@ def figure(columns: int = 1, rows: int = 1, height: float = NORMAL):
     matplotlib.rcParams.update(STYLE)
     fig = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(fig)
-    return fig, fig.subplots(rows, columns)
+    axes = fig.subplots(rows, columns)
+    for ax in fig.axes if recorded else ():
+        mark_recorded(ax)
+    return fig, axes
 
 
 @dataclass
@@ -126,7 +133,27 @@ def blues(count: int) -> tuple[str, ...]:
     return tuple(shades[round(k * (len(shades) - 1) / max(count - 1, 1))] for k in range(count))
 
 
-def log_ticks(ax, values: Sequence[float], base: int = 10, form: str = "{:g}") -> None:
+def means(groups: Groups, form: str = ".2f") -> str:
+    """The mean of every group, for an alt text: "0.31, 0.52"."""
+    return ", ".join(f"{mean(group):{form}}" for group in groups)
+
+
+def means_by_name(groups: Mapping[str, Groups], form: str = ".2f") -> str:
+    """The same for several names: "LoRA: 0.31, 0.52; full: 0.33, 0.56"."""
+    return "; ".join(f"{name}: {means(mine, form)}" for name, mine in groups.items())
+
+
+def heading(fig, title: str) -> None:
+    """A title over all axes of a figure."""
+    fig.suptitle(title, x=0.01, ha="left", size=14, weight="bold")
+
+
+def star(ax, x: float, y: float, color: str, **style) -> None:
+    """The mark of the best."""
+    ax.plot(x, y, "*", color=color, ms=20, **style)
+
+
+def log_ticks(ax, values: Numbers, base: int = 10, form: str = "{:g}") -> None:
     """A logarithmic x-axis with a tick at each of these values, and at no other."""
     ax.set_xscale("log", base=base)
     ax.set_xticks(values, map(form.format, values))
@@ -150,24 +177,44 @@ def mark_recorded(ax) -> None:
     )
 
 
-def line(
-    ax, xs: Sequence[float], ys: Sequence[float], color: str, label: str = "", **style
-) -> None:
+def line(ax, xs: Numbers, ys: Numbers, color: str, label: str = "", **style) -> None:
     """A line in a colour of the palette, with the colour's marker on a dozen points at most."""
     style = {"marker": MARKS[color][0], "markevery": -(-len(xs) // 12)} | style
     ax.plot(xs, ys, color=color, label=label, **style)
 
 
-def line_with_spread(
-    ax, xs: Sequence[float], groups: Sequence[Sequence[float]], color: str, label: str = ""
-) -> None:
+def line_with_spread(ax, xs: Numbers, groups: Groups, color: str, label: str = "") -> None:
     """Mean of every group over its seeds as a line; the band runs from lowest to highest."""
     line(ax, xs, [mean(g) for g in groups], color, label)
     ax.fill_between(xs, [min(g) for g in groups], [max(g) for g in groups], color=color, alpha=0.18)
 
 
+def lines_with_spread(ax, xs: Numbers, groups: Mapping[str, Groups], colors: Sequence[str]) -> None:
+    """The same for several names, each in its colour."""
+    for (name, mine), color in zip(groups.items(), colors, strict=False):
+        line_with_spread(ax, xs, mine, color, name)
+
+
+def bars_from_the_top(
+    ax,
+    values: Mapping[str, float],
+    colors: Sequence[str],
+    ends: Sequence[str],
+    thick: float = 0.8,
+    **style,
+) -> None:
+    """Horizontal bars by name, the first on top, each with a word at its end."""
+    bars = ax.barh(list(values), list(values.values()), thick, color=colors)
+    for bar, color in zip(bars, colors, strict=True):
+        bar.set_hatch(MARKS[color][1])
+    ax.bar_label(bars, ends, **{"padding": 3, "fontsize": 12} | style)
+    ax.set(xticks=[])
+    ax.grid(visible=False)
+    ax.invert_yaxis()
+
+
 def bars_with_spread(
-    ax, labels: Sequence[str], groups: Mapping[str, Sequence[Sequence[float]]], colors: Sequence
+    ax, labels: Sequence[str], groups: Mapping[str, Groups], colors: Sequence
 ) -> None:
     """Bars side by side: one block for each label, one colour for each group; a whisker from the
     lowest to the highest seed, where there are several."""

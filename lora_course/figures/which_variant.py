@@ -3,20 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from lora_course.figures.style import (
-    BLUES,
-    FULL,
-    GREY,
-    LORA,
-    MARKS,
-    NORMAL,
-    TALL,
-    Picture,
-    figure,
-    line_with_spread,
-    log_ticks,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 
 def _colors(names: Sequence[str]) -> dict[str, str]:
@@ -26,12 +13,10 @@ def _colors(names: Sequence[str]) -> dict[str, str]:
     return {names[0]: LORA, "full fine-tuning": FULL} | dict(zip(others, blues, strict=False))
 
 
-def variants_at_rates(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], low: float = 0.4
-) -> Picture:
+def variants_at_rates(panels: Mapping[str, Mapping[str, Numbers]], low: float = 0.4) -> Picture:
     """Names right on unseen towns, a panel for each way to choose the rate: {panel: {method:
     seeds}}. The first method is what the others are held against; a mean below `low` is written."""
-    fig, axes = figure(len(panels), height=NORMAL)
+    fig, axes = figure(len(panels), height=NORMAL, recorded=True)
     names = list(dict.fromkeys(name for methods in panels.values() for name in methods))
     colors = _colors(names)
     for ax, (label, methods) in zip(axes, panels.items(), strict=True):
@@ -45,7 +30,6 @@ def variants_at_rates(
         ax.axvline(mean(methods[names[0]]), color=GREY, ls=":", zorder=0)
         ax.set(title=label, xlim=(low - 0.01, 0.6), ylim=(len(names) - 0.5, -0.5))
         ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
-        mark_recorded(ax)
     fig.supxlabel("names right, unseen towns", size=13)
     told = "; ".join(
         f"{label}: " + ", ".join(f"{name} {mean(seeds):.2f}" for name, seeds in methods.items())
@@ -60,25 +44,19 @@ def variants_at_rates(
     )
 
 
-def variants_by_rate(
-    rates: Sequence[float], scores: Mapping[str, Sequence[Sequence[float]]]
-) -> Picture:
+def variants_by_rate(rates: Numbers, scores: Mapping[str, Groups]) -> Picture:
     """Names right on unseen towns against the one rate that all share: {method: seeds by rate}."""
-    fig, ax = figure(height=TALL)
+    fig, ax = figure(height=TALL, recorded=True)
     colors = _colors(list(scores))
-    for name, groups in scores.items():
-        line_with_spread(ax, rates, groups, colors[name], name)
+    lines_with_spread(ax, rates, scores, [colors[name] for name in scores])
     log_ticks(ax, rates)
     ax.set(xlabel="learning rate, the same for all", ylabel="names right, unseen towns")
     ax.set(ylim=(-0.02, 0.62), title="Each has its own best rate, and its own cliff")
     fig.legend(loc="outside lower center", ncols=3)
-    mark_recorded(ax)
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{mean(g):.2f}" for g in groups) for name, groups in scores.items()
-    )
+    shared = ", ".join(f"{lr:g}" for lr in rates)
     return Picture(
         fig,
         "deeper_variants_by_rate",
         "Bands run from the lowest to the highest of five seeds.",
-        f"Lines over the rates {', '.join(f'{lr:g}' for lr in rates)}. Names right, {told}.",
+        f"Lines over the rates {shared}. Names right, {means_by_name(scores)}.",
     )

@@ -1,22 +1,8 @@
 """Figures of the page on a language model that writes docstrings."""
 
-from collections.abc import Sequence
 from statistics import mean
 
-from lora_course.figures.style import (
-    BLACK,
-    BLUES,
-    FULL,
-    GREY,
-    LORA,
-    TALL,
-    Picture,
-    blues,
-    figure,
-    line,
-    line_with_spread,
-    mark_recorded,
-)
+from lora_course.figures.style import *
 
 TARGETS = {"q, v": BLUES[1], "all linear": LORA}
 
@@ -25,7 +11,7 @@ def bits_by_parameters(runs) -> Picture:
     """Bits per character against what is trained: LoRA as a line over its ranks for each choice of
     targets, full fine-tuning as a point, what trains nothing as a level (runs as
     `docstring_runs` gives them)."""
-    fig, ax = figure(height=TALL)
+    fig, ax = figure(height=TALL, recorded=True)
     told = []
     for name, color in (("as it comes", GREY), ("eight examples", BLACK)):
         bits = runs[runs.setting.eq(name)].bits.mean()
@@ -47,7 +33,6 @@ def bits_by_parameters(runs) -> Picture:
     ax.set(xlabel="trained parameters", ylabel="bits per character (↓ better)", ylim=(0.7, 1.32))
     ax.set_title("LoRA beats examples in the prompt, full fine-tuning beats LoRA")
     ax.legend(loc="upper right", bbox_to_anchor=(1, 0.88))
-    mark_recorded(ax)
     return Picture(
         fig,
         "writing_bits",
@@ -57,11 +42,11 @@ def bits_by_parameters(runs) -> Picture:
     )
 
 
-def news_by_docstrings(looks, levels: Sequence[float]) -> Picture:
+def news_by_docstrings(looks, levels: Numbers) -> Picture:
     """Bits of English news against those of docstrings while training, means over seeds (see
     `looks_of`): a panel for each choice of LoRA's targets, full fine-tuning in both, dotted lines
     where runs are compared."""
-    fig, axes = figure(2, height=TALL)
+    fig, axes = figure(2, height=TALL, recorded=True)
     ends = []
     for ax, targets in zip(axes, TARGETS, strict=True):
         colors = {f"LoRA r={r} on {targets}": c for r, c in zip((1, 8, 32), blues(3), strict=True)}
@@ -74,7 +59,6 @@ def news_by_docstrings(looks, levels: Sequence[float]) -> Picture:
             ax.axvline(level, ls=":", color=BLACK)
         limits = {"xlim": (1.3, 0.73), "ylim": (1.065, 1.145)}
         ax.set(title=f"LoRA on {targets}", xlabel="bits of docstrings (better →)", **limits)
-        mark_recorded(ax)
     axes[0].set_ylabel("bits of English news (↑ forgotten)")
     axes[0].legend(loc="upper left")
     return Picture(
