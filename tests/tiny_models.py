@@ -126,9 +126,12 @@ def seeded(build) -> nn.Module:
     return build().eval()
 
 
-def with_lora(model: nn.Module, targets=("W_q", "W_v"), *, size=0.1, **settings) -> nn.Module:
+def with_lora(
+    model: nn.Module, target_modules=("W_q", "W_v"), *, size: float = 0.1, **settings
+) -> nn.Module:
     """`model` itself with LoRA as if trained: all else frozen, and no factor zero."""
-    add_lora_to_model(model, **{"rank": 4, "alpha": 8.0} | settings, target_modules=targets)
+    settings = {"rank": 4, "alpha": 8.0} | settings
+    add_lora_to_model(model, target_modules=target_modules, **settings)
     freeze_non_lora_params(model)
     return fill(model, size)
 
