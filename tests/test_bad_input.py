@@ -70,6 +70,15 @@ def heads():
     return model
 
 
+def other_head(change):
+    def make():
+        model = adapted()
+        change(model)
+        return model
+
+    return make
+
+
 def by_hand():
     return nn.Sequential(LoRALinear(nn.Linear(3, 3)))
 
@@ -99,8 +108,8 @@ LINEAR = "W_q (2 times), W_k (2 times), W_v (2 times), W_o (2 times), linear1 (2
 
 # fmt: off
 NUMBERS = [  # a setting, what it is not, and what it must be
-    ("rank", (0, -4, 8.0, "8", True, None), "a positive integer, such as 8"),
-    ("alpha", (0, -1.0, math.nan, math.inf, "16", None), "a positive number, such as 16"),
+    ("rank", (0, 8.0, "8", True, None), "a positive integer, such as 8"),
+    ("alpha", (0, math.nan, math.inf, "16", None), "a positive number, such as 16"),
     ("dropout", (-0.1, 1.0, math.nan, "0.1"), "at least 0 and less than"),
     ("use_rslora", ("no", 1), "True or False"),
 ]
@@ -160,6 +169,10 @@ USING = [
       for make in (lambda: adapted().blocks, by_hand, lambda: one_more_by_hand(adapted()))
       for function in (freeze_non_lora_params, merge_lora_weights, unload_lora,
                        lambda model: save_adapter(model, "never written"))),
+    *((other_head(change), function, ValueError, "'classifier' in modules_to_save was replaced, wr")
+      for change in (lambda model: setattr(model, "classifier", nn.Linear(24, 5)),
+                     lambda model: nn.utils.parametrizations.weight_norm(model.classifier))
+      for function in (freeze_non_lora_params, lambda model: save_adapter(model, "never written"))),
     (lambda: merged().train(), lambda model: model(torch.zeros(1, 8).long()), RuntimeError,
      r"merged, so its factors would get no gradient: call unmerge_lora_weights\(model\)"),
     (infinite, merge_lora_weights, FloatingPointError, r"not finite, so nothing was merged.*e\+38"),

@@ -13,9 +13,7 @@ from lora_course.experiments.quantised_runs import (
     RESULTS,
     settings,
 )
-from lora_course.experiments.questions import NOT_REPRODUCED, REPRODUCED
 from lora_course.experiments.real_runs import plan, read_rows
-from lora_course.experiments.statements import decide, in_few_bits
 from lora_course.four_bits import (
     FORMATS,
     Format,
@@ -128,20 +126,6 @@ def test_double_quantisation_takes_4_127_bits_a_number_and_costs_next_to_nothing
 # --- layers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-@pytest.mark.parametrize("shape", [(128, 512), (33, 20)])
-def test_a_layer_computes_with_its_weight_in_both_directions(form, shape):
-    torch.manual_seed(0)
-    layer = QuantisedLinear(nn.Linear(*shape), form)
-    x = torch.randn(3, 5, shape[0], requires_grad=True)
-    again = x.detach().clone().requires_grad_()
-    y, expected = layer(x), nn.functional.linear(again, layer.dequantise(), layer.bias)
-    torch.testing.assert_close(y, expected)
-    y.square().sum().backward()
-    expected.square().sum().backward()
-    torch.testing.assert_close(x.grad, again.grad)
-
-
 def test_no_weight_in_floats_is_kept_for_the_backward_pass():
     layer = QuantisedLinear(nn.Linear(256, 256, bias=False), FORMATS["NF4"])
     kept = []
@@ -216,25 +200,6 @@ def test_nothing_is_left_to_record_and_every_rate_has_a_worse_one_on_either_side
     panels = errors_by_bits(load_table("bits"))
     sizes = [[len(e) for kind in p.values() for e in kind.values()] for p in panels.values()]
     assert sizes == [[1] * 7, [5] * 7]
-
-
-def test_other_scores_give_another_verdict():
-    table = load_table("bits")
-    on_nf4 = table.task.eq("NF4") & table.method.eq("lora")
-
-    def verdict(statement: str, table) -> str:
-        return decide([m for m in in_few_bits(table) if m.statement == statement])[0]
-
-    for by, four_bits, better in (
-        (-0.1, NOT_REPRODUCED, NOT_REPRODUCED),
-        (0.1, REPRODUCED, NOT_REPRODUCED),
-    ):
-        moved = table.copy()
-        moved.loc[on_nf4, "exact_match_beside"] += by
-        assert verdict("four-bits", moved) == four_bits
-        assert verdict("normal-levels", moved) == better
-        moved.loc[on_nf4, "bits_beside"] -= by
-    assert verdict("normal-levels", moved) == REPRODUCED  # both scores, at 0.1
 
 
 def test_recorded_bytes_are_counted_anew():

@@ -27,15 +27,9 @@ def pissa(linear, rank, alpha):
     return layer, (layer.lora_A, layer.lora_B)
 
 
-def rslora(linear, rank, alpha):
-    layer = LoRALinear(linear, rank, alpha, use_rslora=True)
-    return layer, (layer.lora_A, layer.lora_B)
-
-
 VARIANTS = {  # ours, and what PEFT is told
     dora: dict(use_dora=True),
     pissa: dict(init_lora_weights="pissa"),
-    rslora: dict(use_rslora=True),
 }
 
 
@@ -49,7 +43,7 @@ def pefts(linear, rank, alpha, **settings):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("d_in, d_out, rank", [(12, 7, 4), (7, 12, 3), (33, 48, 8)])
+@pytest.mark.parametrize("d_in, d_out, rank", [(12, 7, 4), (7, 12, 3)])
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.__name__)
 def test_a_variant_starts_at_the_base_and_computes_what_pefts_does(
     variant, d_in, d_out, rank, bias
