@@ -187,6 +187,15 @@ def make(name):
     return model, example(model), targets
 
 
+def trained(name):
+    model, x, targets = make(name)
+    return with_lora(model, targets), x
+
+
+def gradients(model):
+    return [p.grad for p in model.parameters() if p.requires_grad]
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_layer_of_any_kind_computes_with_the_sum_and_travels(name, tmp_path):
     torch._dynamo.reset()
@@ -245,28 +254,23 @@ WAYS = {  # how a training step may be run
 @pytest.mark.parametrize("name", ["masked", "cosine", "input hook"])
 def test_gradients_are_those_of_a_plain_step(name, way):
     torch._dynamo.reset()
-    gradients = []
+    found = []
     for step in (lambda model, x: model(x), WAYS[way]):
-        model, x, targets = make(name)
-        with_lora(model, targets)
+        model, x = trained(name)
         step(model, x).square().mean().backward()
-        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b)
+        found.append(gradients(model))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("name", ["masked", "tied autoencoder", "encoder layer", "input hook"])
 def test_a_sharded_model_trains_as_a_whole_one(name):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        gradients, mesh = [], init_device_mesh("cpu", (1,))
-        for shard in (lambda model: model, lambda model: fully_shard(model, mesh=mesh)):
-            model, x, targets = make(name)
-            with_lora(model, targets)
-            run(shard(model), x).square().mean().backward()
-            gradients.append([p.grad for p in model.parameters() if p.requires_grad])
-        for a, b in zip(*gradients, strict=True):
-            torch.testing.assert_close(a, b.full_tensor())
+        whole, x = trained(name)
+        model = fully_shard(trained(name)[0], mesh=init_device_mesh("cpu", (1,)))
+        for one in (whole, model):
+            run(one, x).square().mean().backward()
+        torch.testing.assert_close([g.full_tensor() for g in gradients(model)], gradients(whole))
         with pytest.raises(TypeError, match="sharded weight"):
             merge_lora_weights(model)
     finally:
@@ -275,8 +279,7 @@ def test_a_sharded_model_trains_as_a_whole_one(name):
 
 @pytest.mark.parametrize("name", ["masked", "router"])
 def test_many_threads_read_one_layer(name):
-    model, x, targets = make(name)
-    with_lora(model, targets)
+    model, x = trained(name)
     state, wrong = copy.deepcopy(model.state_dict()), []
     with torch.no_grad():
         expected = run(model, x)
@@ -294,8 +297,7 @@ def test_many_threads_read_one_layer(name):
 
 
 def test_replicas_and_exports_compute_with_the_sum():
-    model, x, targets = make("masked")
-    with_lora(model, targets)
+    model, x = trained("masked")
     with torch.no_grad():
         exported = torch.export.export(model, (x,)).module()
         torch.testing.assert_close(exported(x), model(x))

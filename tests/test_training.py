@@ -29,7 +29,7 @@ from lora_lib.tokens import Example, Tokenizer, batches_by_length, make_batch, p
 from lora_lib.training import adapt, fit, train_model, training_steps, warm_up_then_decay
 
 VOCAB = 12
-NAMES = ["Gori", "San José", "Omsk", "Novosibirsk", "Tula", "Kazan", "Perm"]
+NAMES = ["Gori", "San José", "Omsk", "Novosibirsk", "Tula"]
 
 
 def tiny_language_model():
@@ -238,8 +238,8 @@ def test_the_loss_counts_labelled_positions_only():
 def test_adapting_a_few_pairs_learns_them_by_heart(base, tokenizer):
     add_lora_to_model(base, target_modules="all-linear")
     freeze_non_lora_params(base)
-    pairs = load_pairs("georgian", "train")[:8]
-    losses = adapt(base, tokenizer, pairs, steps=50, lr=1e-2, batch_size=8)
+    pairs = load_pairs("georgian", "train")[:4]
+    losses = adapt(base, tokenizer, pairs, steps=40, lr=1e-2, batch_size=4)
     assert losses[-1] < 0.3 < 3 < losses[0]
     assert transliterate(base, tokenizer, [p.latin for p in pairs]) == [p.target for p in pairs]
 
@@ -271,10 +271,10 @@ def test_the_error_rate_is_the_edit_distance_over_the_length_and_scores_are_mean
 
 @pytest.mark.parametrize(("script", "tag"), [("cyrillic", None), ("arabic", "arabic")])
 def test_evaluate_scores_every_name_once_and_every_pair(base, tokenizer, script, tag):
-    scores = evaluate(base, tokenizer, script, "validation", limit=40)
-    spellings = load_spellings(script, "validation", limit=40)
+    scores = evaluate(base, tokenizer, script, "validation", limit=25)
+    spellings = load_spellings(script, "validation", limit=25)
     pairs = [Pair(latin, s) for latin, accepted in spellings.items() for s in accepted]
-    assert len(pairs) > 40
+    assert len(pairs) > 25
     written = transliterate(base, tokenizer, list(spellings), script=tag)
     assert (scores.exact_match, scores.error_rate) == score_names(written, spellings)
     examples = pair_examples(pairs, tokenizer, tag)
