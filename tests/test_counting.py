@@ -2,13 +2,7 @@ import unicodedata
 
 import pytest
 
-from lora_course.experiments.counting import (
-    MAX_IMAGE,
-    align,
-    context_table,
-    letter_table,
-    score,
-)
+from lora_course.experiments.counting import MAX_IMAGE, align, context_table, letter_table, score
 from lora_course.results import load_table
 from lora_lib.names import Pair, load_pairs, nfd
 

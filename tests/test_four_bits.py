@@ -8,11 +8,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from lora_course.experiments.quantised_runs import (
-    PRECISIONS,
-    RESULTS,
-    settings,
-)
+from lora_course.experiments.quantised_runs import PRECISIONS, RESULTS, settings
 from lora_course.experiments.real_runs import plan, read_rows
 from lora_course.four_bits import (
     FORMATS,

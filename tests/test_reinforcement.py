@@ -15,11 +15,9 @@ from lora_course.experiments.rewards import (
     TARGETS,
     TUNING_SEEDS,
     load_start,
+    other_spellings,
 )
-from lora_course.recorded_rewards import (
-    NAMES,
-    runs_at_chosen_rates,
-)
+from lora_course.recorded_rewards import NAMES, runs_at_chosen_rates
 from lora_course.reinforcement import (
     batches_of_names,
     divergence,
@@ -32,6 +30,7 @@ from lora_course.reinforcement import (
     score,
 )
 from lora_course.results import RESULTS, load_table
+from lora_lib.names import load_pairs
 from lora_lib.scores import evaluate
 from lora_lib.tokens import Tokenizer
 
@@ -110,6 +109,13 @@ def test_rewards_of_known_names(start):
     rewards = score(tokenizer, written, ["Bremen", "Berlin"], SPELLINGS)
     wanted = [[1, 1 - 1 / 7, 0], [1, 1, 1 - 1 / 6]]  # the nearest of two spellings counts
     torch.testing.assert_close(rewards, torch.tensor(wanted))
+
+
+def test_an_epoch_repeats_no_name_and_has_none_that_the_start_was_trained_on(start):
+    batches = islice(batches_of_names(list(other_spellings()), 32, 0, start[1]), 60)
+    flat = [name for batch in batches for name in batch]
+    assert len(set(flat)) == len(flat) == 60 * 32
+    assert not set(flat) & {pair.latin for pair in load_pairs("georgian", "train")[:100]}
 
 
 def test_training_by_reward_alone_finds_a_recorded_spelling(start):
