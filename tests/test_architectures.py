@@ -8,14 +8,15 @@ import transformers
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
 from transformers import CONFIG_MAPPING
 
-from lora_lib.adapters import load_adapter, save_adapter
-from lora_lib.injection import (
+from lora_lib import (
     add_lora_to_model,
     freeze_non_lora_params,
+    load_adapter,
+    lora_layers,
     merge_lora_weights,
+    save_adapter,
     unload_lora,
 )
-from lora_lib.lora import lora_layers
 
 QV, QUERY = ["q_proj", "v_proj"], ["query", "value"]
 ARCHITECTURES = USUAL | dict(

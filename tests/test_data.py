@@ -10,17 +10,7 @@ import torch
 
 from lora_lib import names
 from lora_lib.files import write_atomically
-from lora_lib.names import (
-    BASE_SCRIPT,
-    SCRIPTS,
-    SECOND_SCRIPT,
-    SPLITS,
-    Pair,
-    cache_folder,
-    load_pairs,
-    load_spellings,
-    split_of,
-)
+from lora_lib.names import SCRIPTS, SPLITS, Pair, cache_folder, load_pairs, load_spellings, split_of
 from lora_lib.scores import error_rate
 from lora_lib.tasks import (
     SyntheticDataset,
@@ -39,7 +29,7 @@ from lora_lib.tokens import (
     pair_examples,
 )
 
-ALL_SCRIPTS = (BASE_SCRIPT, SECOND_SCRIPT, *SCRIPTS)
+ALL_SCRIPTS = ("cyrillic", "arabic", *SCRIPTS)
 
 # --- names and splits ----------------------------------------------------------------------------
 
@@ -96,16 +86,14 @@ def full_disk(*_):
     raise OSError("no space left on device")
 
 
-@pytest.mark.parametrize("trouble", ["cut off", "not a folder", "full disk"])
+@pytest.mark.parametrize("trouble", ["cut off", "full disk"])
 def test_a_cache_that_is_damaged_or_cannot_be_written_only_costs_time(
     tmp_path, monkeypatch, trouble
 ):
     pairs = load_pairs("georgian", "train")
     prepared = {path.name: path.read_bytes() for path in cache_folder().iterdir()}
     folder = tmp_path / "cache"
-    if trouble == "not a folder":
-        folder.touch()
-    elif trouble == "full disk":
+    if trouble == "full disk":
         monkeypatch.setattr(os, "replace", full_disk)
     else:
         folder.mkdir()
@@ -117,7 +105,7 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_only_costs_time(
     if trouble == "cut off":
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == prepared
     else:
-        assert folder.is_file() or list(folder.iterdir()) == []
+        assert list(folder.iterdir()) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask to speak of")
@@ -144,18 +132,13 @@ def test_decoding_gives_back_every_name_and_the_shipped_vocabulary_knows_nearly_
     assert ids.count(Tokenizer.UNK) / len(ids) < 0.002
 
 
-def test_characters_are_counted_after_decomposition_and_rare_ones_left_out():
-    tokenizer = Tokenizer.from_names(["é", "e", "é", "x"], min_count=2)
-    assert tokenizer.characters == "e\u0301"
-    assert len(tokenizer) == 6 + 2
-
-
 def test_sequences_are_written_with_special_tokens_which_decoding_leaves_out():
     tokenizer = Tokenizer("aб")
     assert tokenizer.prompt("a") == [1, 6, 2]
     assert tokenizer.pair("a", "бб") == [1, 6, 2, 7, 7, 3]
     assert tokenizer.pair("a", "б", "arabic") == [1, 6, 2, Tokenizer.ARABIC, 7, 3]
     assert tokenizer.encode("axб") == [6, Tokenizer.UNK, 7]
+    assert Tokenizer.from_names(["é", "e", "é", "x"], min_count=2).characters == "e\u0301"
     assert tokenizer.decode([0, 1, 6, 2, 5, Tokenizer.UNK, 7, 3, 0]) == "a\ufffdб"
 
 
@@ -223,26 +206,18 @@ def test_same_town_reads_pairs_without_EOS_padded_on_the_right(tokenizer):
     assert batch["label"].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 4])
-def test_three_quarters_of_the_tokens_come_from_the_part_of_the_class(num_classes):
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_three_quarters_of_the_synthetic_tokens_come_from_the_part_of_the_class(num_classes):
     ids, labels = create_synthetic_data(300, 1000, 32, num_classes)
     assert ids.shape == (300, 32)
     assert labels.unique().tolist() == list(range(num_classes))
     parts = ids // (1000 // num_classes)
     assert ((parts == labels[:, None]).sum(dim=1) == 24).all()
     assert ((parts == (labels[:, None] + 1) % num_classes).sum(dim=1) == 8).all()
-
-
-def test_the_synthetic_dataset_takes_the_librarys_data_and_the_lessons():
-    torch.manual_seed(1)
-    ids, labels = create_synthetic_data(20, vocab_size=1000, seq_len=32)
     in_the_lesson = list(zip(ids.tolist(), labels.tolist(), strict=True))
-    for dataset in (SyntheticDataset((ids, labels)), SyntheticDataset(in_the_lesson)):
-        assert len(dataset) == 20
-        assert torch.equal(dataset[3]["input_ids"], ids[3])
-        assert torch.equal(dataset[3]["label"], labels[3])
-    torch.manual_seed(1)  # torch's seed decides them
-    assert torch.equal(create_synthetic_data(20, vocab_size=1000, seq_len=32)[0], ids)
+    for data in ((ids, labels), in_the_lesson):
+        item = SyntheticDataset(data)[3]
+        assert torch.equal(item["input_ids"], ids[3]) and item["label"] == labels[3]
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -254,18 +229,14 @@ def test_the_synthetic_dataset_takes_the_librarys_data_and_the_lessons():
         (lambda: load_pairs("klingon", "train"), r"script 'klingon' is unknown.*georgian"),
         (lambda: load_pairs("greek", "dev"), r"split 'dev' is unknown.*validation"),
         (lambda: load_spellings("greek", "test", 0), "limit is 0; it must be at least 1, or None"),
-        (lambda: load_spellings("greek", "test", -1), "limit is -1; it must be at least 1"),
         (lambda: Tokenizer("aba"), "a character stands twice"),
         (lambda: Tokenizer("a").prompt("a", "georgian"), "script is 'georgian', but only 'arabic'"),
-        (lambda: Tokenizer("a").pair("a", "b", "cyrillic"), "script is 'cyrillic', but only"),
-        (lambda: pair_examples([Pair("a", "b")], Tokenizer("a"), ""), "script is '', but only"),
         (lambda: make_batch([]), "no examples were given; .*at least one"),
         (lambda: next(batches_by_length([], 4, 0)), "no examples were given; .*at least one"),
         (lambda: create_synthetic_data(5, 10, 8, 1), r"num_classes is 1.*vocab_size \(10\)"),
         (lambda: create_synthetic_data(5, 10, 8, 11), r"num_classes is 11.*vocab_size \(10\)"),
         (lambda: TokenDataset([[5], [6]], [0]), "2 sequences and 1 labels were given"),
         (lambda: SyntheticDataset([]), "0 sequences and 0 labels .*at least one"),
-        (lambda: same_town_dataset([], Tokenizer("a")), "0 sequences and 0 labels .*at least one"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(call, words):

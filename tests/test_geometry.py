@@ -1,7 +1,6 @@
 """Directions of weight changes, forgetting on the way, and the tables of both: they are whole, they
 agree with the sweep, and slices of them come out again."""
 
-import json
 import math
 import unicodedata
 from dataclasses import replace
@@ -27,9 +26,8 @@ from lora_course.experiments.forgetting import (
     bits_by_seed,
     reached_by_all,
 )
-from lora_course.experiments.geometry import COUNTS, intruders, projections, similarities
+from lora_course.experiments.geometry import projections
 from lora_course.experiments.questions import SEEDS, method
-from lora_course.experiments.recording import place, record_tables
 from lora_course.experiments.runs import chosen_rate
 from lora_course.experiments.skills import SKILLS, examples_of
 from lora_course.experiments.weight_changes import CUTS
@@ -83,20 +81,6 @@ def test_a_strong_new_direction_is_an_intruder_and_a_weak_one_is_not():
 def test_the_nearest_cosine_by_chance_falls_with_the_width(width, expected):
     chance = nearest_cosines_by_chance(width).mean().item()
     assert chance == pytest.approx(expected, abs=0.01)
-
-
-def test_similarities_and_intruders_name_the_place_and_go_as_far_as_the_ranks(base):
-    path = "blocks.1.attention.W_q"
-    small, large = ({path: (torch.randn(r, 128), torch.randn(128, r), 1.0)} for r in (4, 64))
-    found = pd.DataFrame(similarities(small, large, "A"))
-    assert set(zip(found.i, found.j, strict=True)) == {(i, j) for i in (1, 2, 4) for j in COUNTS}
-    assert set(zip(found.layer, found.matrix, strict=True)) == {(1, "W_q")}
-    itself = {(f["i"], f["j"]): f["phi"] for f in similarities(small, small, "B")}
-    assert itself[4, 4] == pytest.approx(1, abs=1e-5)
-    weights = linear_weights(base)
-    rows = list(intruders(weights, weights))
-    assert len(rows) == 16 and all(row["intruders"] == 0 for row in rows)
-    assert place("classifier") == {"layer": None, "matrix": "classifier"}
 
 
 # --- forgetting ----------------------------------------------------------------------------------
@@ -210,15 +194,3 @@ def test_what_the_projections_say_of_w_is_computed_again(base):
     found = projections(weight, along, "classifier", seed=0)
     assert found["within ΔW"] == pytest.approx(math.hypot(8, 7), rel=1e-5)
     assert found["norm of ΔW"] == pytest.approx(3 * math.sqrt(2), rel=1e-5)
-
-
-def test_tables_are_written_as_they_are_read_and_what_is_said_by_hand_stays(tmp_path):
-    facts = tmp_path / "provenance.json"
-    facts.write_text('{"a": {"by hand": 1, "date": 2}, "b": {"date": 3}}')
-    names = ("k90", "counting", "projections")
-    record_tables("a", CPU, {n: load_table(n).to_dict("records") for n in names}, tmp_path)
-    assert all(load_table(name, tmp_path).equals(load_table(name)) for name in names)
-    written = json.loads(facts.read_text())
-    assert written["b"] == {"date": 3} and written["a"]["by hand"] == 1
-    assert written["a"]["command"] == "python -m lora_course.experiments.a"
-    assert written["a"]["device"].startswith("cpu (") and written["a"]["date"] != 2

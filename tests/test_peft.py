@@ -10,14 +10,19 @@ import tiny_models
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny_models import example, run, same, small
+from tiny_models import example, run, same, small, with_lora
 from torch import nn
 
-from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
-from lora_lib.injection import add_lora_to_model
-from lora_lib.lora import LoRALinear, lora_layers
-from lora_lib.names import SCRIPTS
-from lora_lib.pretrained import adapter_directory, load_pretrained
+from lora_lib import (
+    SCRIPTS,
+    LoRALinear,
+    adapter_directory,
+    load_adapter,
+    load_pretrained,
+    lora_layers,
+    save_adapter,
+)
+from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -88,21 +93,7 @@ def test_a_layer_computes_what_pefts_does(d_in, d_out, rank, scaling, use_rslora
             torch.testing.assert_close(a, b, atol=4 * unit, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_merging_computes_what_pefts_does_in_float32_and_better_in_half(dtype):
-    ours, theirs, _ = trio(48, 32, 8, 16.0, dtype=dtype)
-    exact = ours.original.weight.double() + ours.delta_weight().double()
-    before = ours.original.weight.clone()
-    theirs.merge()
-    ours.merge()
-    error, pefts = (
-        (w.double() - exact).abs().mean() for w in (ours.original.weight, theirs.weight)
-    )
-    assert (ours.original.weight - before).abs().max() > 0.01
-    assert error <= pefts * 1.05
-
-
-def test_the_same_seed_draws_the_same_dropout_as_peft():
+def test_the_same_seed_draws_the_same_dropout_as_peft_and_autocast_gives_the_same_bits():
     ours, theirs, x = trio(12, 7, 4, 8.0, dropout=0.5)
     outputs = []
     for layer in (ours, theirs):
@@ -110,13 +101,8 @@ def test_the_same_seed_draws_the_same_dropout_as_peft():
         outputs.append(layer.train()(x))
     assert torch.equal(*outputs)
     assert not torch.equal(outputs[0], ours.eval()(x))
-    assert torch.equal(ours.eval()(x), theirs.eval()(x))
-
-
-def test_under_autocast_the_outputs_are_pefts():
-    ours, theirs, x = trio(12, 7, 4, 8.0)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(ours(x), theirs(x))
+        assert torch.equal(ours.eval()(x), theirs.eval()(x))
         assert ours(x).dtype == torch.bfloat16
 
 
@@ -135,8 +121,7 @@ def test_a_new_layer_draws_A_from_the_same_distribution_as_peft():
 
 
 MODELS = {"ours": small, **{name: getattr(tiny_models, name) for name in (
-    "bert", "distilbert", "llama", "gpt2", "vit", "nested", "ambiguous", "odd_names",
-    "convolutional",
+    "bert", "distilbert", "llama", "gpt2", "nested", "ambiguous", "odd_names", "convolutional",
 )}}  # fmt: skip
 CASES = [
     ("ours", dict(target_modules=("W_q", "W_v"))),
@@ -144,16 +129,12 @@ CASES = [
     ("ours", dict(target_modules=re.compile(r"blocks\.1\..*W_[qv]"))),
     ("ours", dict(target_modules=("W_q",), rank=3, alpha=5.0, use_rslora=True)),
     ("ours", dict(target_modules=("W_q",), dropout=0.1)),
-    ("ours", dict(target_modules="all-linear")),
     ("ours", dict(target_modules="all-linear", modules_to_save=("classifier", "final_norm"))),
     ("bert", dict(target_modules="all-linear", modules_to_save=("classifier",))),
     ("distilbert", dict(target_modules=("q_lin", "v_lin"),
                         modules_to_save=("classifier", "pre_classifier"))),
-    ("llama", dict(target_modules=("q_proj", "v_proj"), rank=3, alpha=5.0)),
-    ("llama", dict(target_modules="all-linear")),
     ("llama", dict(target_modules="all-linear", modules_to_save=("lm_head",))),
     ("llama", dict(target_modules=("q_proj",), modules_to_save=("layers.1.mlp", "model.norm"))),
-    ("vit", dict(target_modules="all-linear", modules_to_save=("classifier",))),
     ("nested", dict(target_modules=("deep.0.0", "in"))),
     ("ambiguous", dict(target_modules="all-linear")),
     ("odd_names", dict(target_modules="all-linear")),
@@ -178,14 +159,13 @@ def disturb(*modules):
                     tensor += 1  # the batches that a norm has seen
 
 
-def trained(name, settings, set_factors, dtype=torch.float32):
+def trained(name, settings, dtype=torch.float32):
     """(the model as if trained, an input, its output); the adapter has changed the output."""
     model = MODELS[name]().to(dtype)
     x = input_of(name, model)
     x = x.to(dtype) if x.is_floating_point() else x
     plain = run(model, x)
-    set_factors(add_lora_to_model(model, **({"rank": 4, "alpha": 8.0} | settings))[0], size=0.5)
-    model.eval()
+    with_lora(model, size=0.5, **settings).eval()
     output = run(model, x)
     assert (output - plain).abs().max() > 1e-3 * plain.abs().max()
     saved = settings.get("modules_to_save", ())
@@ -197,9 +177,9 @@ def trained(name, settings, set_factors, dtype=torch.float32):
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_peft_loads_what_is_saved_here_and_what_it_saves_of_it_loads_here_again(
-    name, settings, dtype, set_factors, tmp_path
+    name, settings, dtype, tmp_path
 ):
-    model, x, output = trained(name, settings, set_factors, dtype)
+    model, x, output = trained(name, settings, dtype)
     with torch.no_grad():  # PEFT holds the factors of a bf16 model in bf16
         for layer in lora_layers(model):
             layer.lora_A.copy_(layer.lora_A.to(dtype))
@@ -217,8 +197,8 @@ def test_peft_loads_what_is_saved_here_and_what_it_saves_of_it_loads_here_again(
     )
 
 
-def test_peft_trains_on_from_what_is_saved_here(set_factors, tmp_path):
-    model, x, _ = trained("ours", dict(modules_to_save=("classifier",)), set_factors)
+def test_peft_trains_on_from_what_is_saved_here(tmp_path):
+    model, x, _ = trained("ours", dict(modules_to_save=("classifier",)))
     peft_model = in_peft(small(), save_adapter(model, tmp_path / "a"), is_trainable=True)
     optimizer = torch.optim.SGD([p for p in peft_model.parameters() if p.requires_grad], lr=0.1)
     peft_model(x).square().mean().backward()
@@ -238,8 +218,8 @@ def test_a_shipped_adapter_gives_the_same_bits_in_peft(script, tokenizer):
     assert torch.equal(in_peft(load_pretrained()[0], adapter_directory(script))(ids), adapted)
 
 
-def test_a_directory_that_still_says_all_linear_loads(set_factors, tmp_path):
-    model, x, output = trained("ours", dict(target_modules="all-linear"), set_factors)
+def test_a_directory_that_still_says_all_linear_loads(tmp_path):
+    model, x, output = trained("ours", dict(target_modules="all-linear"))
     in_peft(small(), save_adapter(model, tmp_path / "new")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"target_modules": "all-linear"}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
@@ -250,11 +230,9 @@ def test_a_directory_that_still_says_all_linear_loads(set_factors, tmp_path):
 
 THEIRS = [
     ("ours", dict(target_modules=r".*\.W_[qv]")),
-    ("ours", dict(target_modules="all-linear", modules_to_save=["classifier"])),
     ("ours", dict(target_modules=["W_v"], modules_to_save=["classifier"], lora_dropout=0.1)),
     ("ours", dict(target_modules=["W_q"], use_rslora=True)),
     ("ours", dict(target_modules=["W_q"], init_lora_weights="gaussian")),
-    ("ours", dict(target_modules=["W_q"], init_lora_weights="orthogonal")),
     ("ours", dict(target_modules=["W_q", "W_v", "W_x"], rank_pattern={"0.attention.W_q": 2},
                   alpha_pattern={"W_v": 2, r"blocks\..*": 16})),
     ("ours", dict(target_modules=["W_q"], exclude_modules=["blocks.0.attention.W_q"])),
@@ -264,10 +242,8 @@ THEIRS = [
     ("llama", dict(target_modules=["lm_head", "q_proj"])),  # PEFT saves the base's lm_head too
     ("bert", dict(target_modules=["query", "dense"], task_type="SEQ_CLS")),
     ("distilbert", dict(target_modules=["q_lin", "v_lin"], task_type="SEQ_CLS")),
-    ("llama", dict(target_modules="all-linear", task_type="CAUSAL_LM")),
     ("llama", dict(target_modules=["q_proj"], modules_to_save=["lm_head"],
                    task_type="CAUSAL_LM")),
-    ("vit", dict(target_modules="all-linear", modules_to_save=["classifier"])),
 ]  # fmt: skip
 
 
@@ -297,10 +273,8 @@ class WithConvolution(nn.Module):
 REFUSED = [  # what PEFT is told, on which model, and the word in the refusal
     (dict(target_modules=["W_q"], use_dora=True), small, "use_dora is True"),
     (dict(target_modules=["W_q"], bias="all"), small, "bias is 'all'"),
-    (dict(target_modules=["W_q"], bias="lora_only"), small, "bias is 'lora_only'"),
     (dict(target_modules=["linear1"], lora_bias=True), small, "lora_bias is True"),
     (dict(target_modules=["W_q"], init_lora_weights="pissa"), small, "weights is 'pissa'"),
-    (dict(target_modules=["W_q"], init_lora_weights="olora"), small, "weights is 'olora'"),
     (dict(target_modules=["q_proj"], layers_to_transform=[0]), tiny_models.llama,
      "layers_to_transform is [0]"),
     (dict(target_modules=["q_proj"], layers_to_transform=0), tiny_models.llama,
@@ -339,7 +313,7 @@ def test_base_weights_that_peft_saved_along_say_which_base_they_are_of(refuses, 
         load_adapter(model, tmp_path)
 
 
-def test_a_head_that_an_old_file_holds_without_saying_so_is_loaded(set_factors, tmp_path):
+def test_a_head_that_an_old_file_holds_without_saying_so_is_loaded(tmp_path):
     theirs = get_peft_model(
         tiny_models.bert(), LoraConfig(target_modules=["query"], task_type="SEQ_CLS")
     ).eval()
@@ -361,8 +335,8 @@ class Evil:
         return setattr, (Evil, "ran", True)
 
 
-def test_a_pickled_file_is_read_and_code_in_it_never_runs(refuses, set_factors, tmp_path):
-    model, x, output = trained("ours", {}, set_factors)
+def test_a_pickled_file_is_read_and_code_in_it_never_runs(refuses, tmp_path):
+    model, x, output = trained("ours", {})
     save_adapter(model, tmp_path)
     tensors = load_file(tmp_path / WEIGHTS_FILE)
     (tmp_path / WEIGHTS_FILE).unlink()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_course import reinforcement, tables
+from lora_course import reinforcement
 from lora_course.experiments import rewards
 from lora_course.experiments.real_runs import job_of, make_trainable, read_rows
 from lora_course.experiments.rewards import (
@@ -17,13 +17,7 @@ from lora_course.experiments.rewards import (
     load_start,
     other_spellings,
 )
-from lora_course.recorded_rewards import (
-    NAMES,
-    bits_for_each_parameter,
-    load_reward_runs,
-    rewards_minus_answers,
-    runs_at_chosen_rates,
-)
+from lora_course.recorded_rewards import NAMES, runs_at_chosen_rates
 from lora_course.reinforcement import (
     batches_of_names,
     divergence,
@@ -34,10 +28,8 @@ from lora_course.reinforcement import (
     prompts_of,
     sample,
     score,
-    write_and_score,
 )
 from lora_course.results import RESULTS, load_table
-from lora_lib.model import SmallTransformer
 from lora_lib.names import load_pairs
 from lora_lib.scores import evaluate
 from lora_lib.tokens import Tokenizer
@@ -48,13 +40,6 @@ SPELLINGS = {"Bremen": ("ბრემენი",), "Berlin": ("ბერლი�
 @pytest.fixture
 def start():
     return load_start()
-
-
-def tiny(tokenizer):
-    torch.manual_seed(0)
-    size = len(tokenizer)
-    model = SmallTransformer(size, 16, 2, 2, size, dropout=0.0, language_model=True)
-    return model.eval()
 
 
 # --- the loss ------------------------------------------------------------------------------------
@@ -84,12 +69,6 @@ def test_on_average_it_is_the_gradient_of_the_mean_reward_but_for_the_size_of_a_
     torch.testing.assert_close(average, wanted * (samples - 1) / samples)
 
 
-def test_a_group_in_which_all_are_alike_teaches_nothing():
-    likelihood = torch.randn(8, requires_grad=True)
-    policy_loss(likelihood, torch.tensor([[1.0] * 4, [0.3] * 4])).backward()
-    assert likelihood.grad.abs().max() < 1e-8
-
-
 # --- samples and rewards -------------------------------------------------------------------------
 
 
@@ -97,9 +76,9 @@ def test_letters_come_as_often_as_the_model_says(start):
     model, tokenizer = start
     prompts = prompts_of(["Lima"], tokenizer, model)
     wanted = model(prompts)[0, -1].softmax(-1)
-    written = sample(model, prompts.expand(4000, -1), torch.Generator().manual_seed(0))
-    found = torch.bincount(written[:, 0], minlength=len(tokenizer)) / 4000
-    assert (found - wanted).abs().max() < 0.025  # three standard deviations are 0.024
+    written = sample(model, prompts.expand(1000, -1), torch.Generator().manual_seed(0))
+    found = torch.bincount(written[:, 0], minlength=len(tokenizer)) / 1000
+    assert (found - wanted).abs().max() < 0.05  # three standard deviations are 0.047
 
 
 def test_a_sample_ends_with_eos_and_its_probability_is_the_product_of_its_letters(start):
@@ -132,21 +111,11 @@ def test_rewards_of_known_names(start):
     torch.testing.assert_close(rewards, torch.tensor(wanted))
 
 
-def test_batches_are_of_one_length_and_an_epoch_repeats_no_name(start):
-    tokenizer = start[1]
-    names = list(other_spellings())
-    batches = list(islice(batches_of_names(names, 32, 0, tokenizer), 60))
-    assert all(len({len(tokenizer.prompt(name)) for name in batch}) == 1 for batch in batches)
+def test_an_epoch_repeats_no_name_and_has_none_that_the_start_was_trained_on(start):
+    batches = islice(batches_of_names(list(other_spellings()), 32, 0, start[1]), 60)
     flat = [name for batch in batches for name in batch]
     assert len(set(flat)) == len(flat) == 60 * 32
-    assert batches != list(islice(batches_of_names(names, 32, 1, tokenizer), 60))
     assert not set(flat) & {pair.latin for pair in load_pairs("georgian", "train")[:100]}
-
-
-def test_too_few_names_of_one_length_are_refused(start):
-    model, tokenizer = start
-    with pytest.raises(ValueError, match="no 3 of the 3 names"):
-        grpo(model, tokenizer, SPELLINGS, steps=1, lr=1e-3, names=3)
 
 
 def test_training_by_reward_alone_finds_a_recorded_spelling(start):
@@ -167,16 +136,15 @@ def test_bits_that_a_reward_can_tell():
 
 
 def test_divergence_is_nought_from_oneself_and_by_hand_from_another(start):
-    model, tokenizer = start
-    assert divergence(model, load_start()[0], tokenizer, ["Lima", "Bremen"]) == 0
-    ours, theirs = tiny(tokenizer), tiny(tokenizer)
+    theirs, tokenizer = start
+    ours = load_start()[0]
+    assert divergence(theirs, ours, tokenizer, ["Lima", "Bremen"]) == 0
     for one in (ours, theirs):
         nn.init.zeros_(one.classifier.weight)
-        nn.init.zeros_(one.classifier.bias)
-    with torch.no_grad():
-        ours.classifier.bias[:] = -100.0
-        ours.classifier.bias[[10, Tokenizer.EOS]] = 0.0  # one half each, at every place
-    wanted = math.log2(len(tokenizer) / 2)  # theirs: all evenly
+        nn.init.zeros_(one.classifier.bias)  # theirs: all evenly
+    ours.classifier.bias.data[:] = -100.0
+    ours.classifier.bias.data[[10, Tokenizer.EOS]] = 0.0  # one half each, at every place
+    wanted = math.log2(len(tokenizer) / 2)
     assert divergence(ours, theirs, tokenizer, ["Lima"]) == pytest.approx(wanted, abs=1e-4)
 
 
@@ -210,23 +178,3 @@ def test_the_start_and_the_first_steps_come_out_again_on_this_machine(monkeypatc
         model, tokenizer = load_start()
         curve = rewards.train(job, make_trainable(model, job, TARGETS), tokenizer)["curve"]
         assert float(curve) == pytest.approx(float(first["curve"].split()[0]), abs=0.01), kind
-
-
-def test_differences_are_taken_seed_by_seed_at_the_chosen_rates():
-    _, runs = load_reward_runs()
-    gaps = rewards_minus_answers(runs)
-    ours, theirs = (runs[task, "full"].kl for task in ("rewards", "answers"))
-    assert gaps["full"]["KL from start"].mean == pytest.approx((ours - theirs).mean())
-    run = runs["rewards", "LoRA r=1"]
-    wanted = 300 * 32 * 8 * run.reward_bits.mean() / 9891
-    assert bits_for_each_parameter(run) == pytest.approx(wanted)
-
-
-def test_samples_are_shown_with_what_they_earn_beyond_the_mean(start, monkeypatch):
-    texts, rewards = write_and_score(*start, "Bremen", SPELLINGS["Bremen"], samples=4)
-    shown = []
-    monkeypatch.setattr(tables, "show_table", lambda columns, rows, caption: shown.extend(rows))
-    tables.show_rewards("Bremen", texts, rewards.tolist(), SPELLINGS["Bremen"])
-    advantages = [float(row[2].replace("−", "-")) for row in shown]
-    assert advantages == pytest.approx((rewards - rewards.mean()).tolist(), abs=0.006)
-    assert [row[0].split(",")[0] for row in shown] == texts

@@ -6,11 +6,12 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from tiny_models import same, with_lora
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
-from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
+from lora_lib import add_lora_to_model, freeze_non_lora_params
 from lora_lib.model import SmallTransformer
 from lora_lib.names import Pair, load_pairs, load_spellings
 from lora_lib.scores import (
@@ -28,12 +29,16 @@ from lora_lib.tokens import Example, Tokenizer, batches_by_length, make_batch, p
 from lora_lib.training import adapt, fit, train_model, training_steps, warm_up_then_decay
 
 VOCAB = 12
-NAMES = ["Gori", "San José", "Omsk", "Novosibirsk", "Tula", "Kazan", "Perm"]
+NAMES = ["Gori", "San José", "Omsk", "Novosibirsk", "Tula"]
 
 
 def tiny_language_model():
     torch.manual_seed(0)
     return SmallTransformer(VOCAB, 16, 2, 1, VOCAB, max_len=16, language_model=True)
+
+
+def write(model, names, **settings):
+    return transliterate(model, Tokenizer("abcdef"), names, **settings)
 
 
 def tiny_classifier():
@@ -96,24 +101,19 @@ def test_the_learning_rate_rises_over_a_tenth_of_the_steps_and_falls_to_zero():
 
 
 def test_the_same_seed_gives_the_same_training_of_what_requires_a_gradient(base, tokenizer):
-    def trained(seed):
-        torch.manual_seed(0)
-        model, _ = add_lora_to_model(copy.deepcopy(base))
-        freeze_non_lora_params(model)
-        before = copy.deepcopy(model.state_dict())
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            losses = adapt(model, tokenizer, pairs, steps=3, lr=1e-2, batch_size=4, seed=seed)
-        after = model.state_dict()
-        return losses, {n: t for n, t in after.items() if not torch.equal(t, before[n])}
-
     pairs = load_pairs("georgian", "train")[:20]
-    (losses, weights), (again, weights_again) = trained(1), trained(1)
-    assert losses == again != trained(2)[0]
-    assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
-    assert weights.keys() == {
-        f"blocks.{i}.attention.{w}.lora_{f}" for i in range(4) for w in ("W_q", "W_v") for f in "AB"
-    }
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(0)
+        model = with_lora(copy.deepcopy(base))
+        frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+        with warnings.catch_warnings(action="error"):
+            losses = adapt(model, tokenizer, pairs, steps=3, lr=1e-2, batch_size=4, seed=seed)
+        named = dict(model.named_parameters())
+        assert all(torch.equal(named[name], before) for name, before in frozen.items())
+        results.append((losses, model.state_dict()))
+    (one, weights), (again, weights_again), (other, _) = results
+    assert one == again != other and same(weights, weights_again)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -152,16 +152,19 @@ def test_every_module_is_afterwards_in_the_mode_it_had_and_scores_do_not_depend_
         (lambda model: bits_per_character(model, []), "give at least one example"),
         (lambda model: score_names([], {}), "no names to score; give at least one"),
         (lambda model: score_names(["a"], {"A": ("a",), "B": ("b",)}), "longer"),
-        (lambda model: fit(model.requires_grad_(False), [], 3, 1e-3), "nothing to train"),
         (lambda model: train_model(model.requires_grad_(False), [], []), "nothing to train"),
+        (lambda model: write(model, ["abc"], max_new=0), "max_new is 0; it must be at least 1"),
+        (lambda model: write(model, ["abc"], script="georgian"), "script is 'georgian', but only"),
+        (lambda model: write(model, "abc"), r"'abc'; give a list of names: \['abc'\]"),
+        (lambda model: write(model, ["a" * 200]), "200 characters leaves no room .*max_len"),
     ],
 )
-def test_what_cannot_be_trained_or_scored_is_refused(use, words):
-    with pytest.raises(ValueError, match=words):
+def test_what_cannot_be_trained_written_or_scored_is_refused(use, words):
+    with pytest.raises((ValueError, TypeError), match=words):
         use(tiny_language_model())
 
 
-@pytest.mark.parametrize(("first", "value"), [(1, math.nan), (7, math.inf), (26, math.nan)])
+@pytest.mark.parametrize(("first", "value"), [(1, math.nan), (7, math.inf)])
 def test_a_loss_that_is_not_finite_stops_fit_with_the_weights_of_the_step_before(first, value):
     calls = itertools.count(1)
 
@@ -195,24 +198,15 @@ def test_factors_that_no_gradient_reaches_are_named(targets, factors, expect):
 
 
 @pytest.mark.parametrize("finished", [3, 0])
-@pytest.mark.parametrize("where", ["batches", "a step"])
-def test_an_interrupt_returns_the_losses_so_far(capsys, finished, where):
+def test_an_interrupt_in_a_step_returns_the_losses_so_far(capsys, finished):
     calls = itertools.count()
 
-    def stop(n):
-        if n == finished:
-            raise KeyboardInterrupt  # what Ctrl-C and the stop button do
-
-    def given():
-        for n, batch in enumerate(batches(10)):
-            stop(n if where == "batches" else None)
-            yield batch
-
     def loss_function(model, batch):
-        stop(next(calls) if where == "a step" else None)
+        if next(calls) == finished:
+            raise KeyboardInterrupt  # what Ctrl-C and the stop button do
         return language_model_loss(model, batch)
 
-    losses = fit(tiny_language_model(), given(), 10, lr=1e-3, loss_function=loss_function)
+    losses = fit(tiny_language_model(), batches(10), 10, lr=1e-3, loss_function=loss_function)
     assert losses == fit(tiny_language_model(), batches(10), 10, lr=1e-3)[:finished]
     assert f"interrupted after {finished} of 10 steps" in capsys.readouterr().out
 
@@ -244,8 +238,8 @@ def test_the_loss_counts_labelled_positions_only():
 def test_adapting_a_few_pairs_learns_them_by_heart(base, tokenizer):
     add_lora_to_model(base, target_modules="all-linear")
     freeze_non_lora_params(base)
-    pairs = load_pairs("georgian", "train")[:8]
-    losses = adapt(base, tokenizer, pairs, steps=50, lr=1e-2, batch_size=8)
+    pairs = load_pairs("georgian", "train")[:4]
+    losses = adapt(base, tokenizer, pairs, steps=40, lr=1e-2, batch_size=4)
     assert losses[-1] < 0.3 < 3 < losses[0]
     assert transliterate(base, tokenizer, [p.latin for p in pairs]) == [p.target for p in pairs]
 
@@ -264,20 +258,6 @@ def test_names_are_written_in_the_order_given_token_by_most_likely_token(base, t
     assert transliterate(base, tokenizer, ["Novosibirsk"], max_new=3) == [written[3][:3]]
 
 
-@pytest.mark.parametrize(
-    ("names", "settings", "error", "words"),
-    [
-        (["Omsk"], {"max_new": 0}, ValueError, "max_new is 0; it must be at least 1"),
-        (["Omsk"], {"script": "georgian"}, ValueError, "script is 'georgian', but only 'arabic'"),
-        ("Gori", {}, TypeError, r"'Gori'; give a list of names: \['Gori'\]"),
-        (["a" * 200], {}, ValueError, "200 characters leaves no room .*max_len"),
-    ],
-)
-def test_names_that_cannot_be_written_are_refused(base, tokenizer, names, settings, error, words):
-    with pytest.raises(error, match=words):
-        transliterate(base, tokenizer, names, **settings)
-
-
 def test_the_error_rate_is_the_edit_distance_over_the_length_and_scores_are_means():
     cases = (("горы", "гори", 1 / 4), ("гор", "гори горл", 1 / 4), ("горло", "гори горло", 0),
              ("", "гори", 1), ("горигори", "го", 3))  # fmt: skip
@@ -291,10 +271,10 @@ def test_the_error_rate_is_the_edit_distance_over_the_length_and_scores_are_mean
 
 @pytest.mark.parametrize(("script", "tag"), [("cyrillic", None), ("arabic", "arabic")])
 def test_evaluate_scores_every_name_once_and_every_pair(base, tokenizer, script, tag):
-    scores = evaluate(base, tokenizer, script, "validation", limit=60)
-    spellings = load_spellings(script, "validation", limit=60)
+    scores = evaluate(base, tokenizer, script, "validation", limit=25)
+    spellings = load_spellings(script, "validation", limit=25)
     pairs = [Pair(latin, s) for latin, accepted in spellings.items() for s in accepted]
-    assert len(pairs) > 60
+    assert len(pairs) > 25
     written = transliterate(base, tokenizer, list(spellings), script=tag)
     assert (scores.exact_match, scores.error_rate) == score_names(written, spellings)
     examples = pair_examples(pairs, tokenizer, tag)

@@ -10,9 +10,9 @@ from torch import nn
 
 from lora_course.experiments import variant_costs
 from lora_course.results import load_table
-from lora_course.variants import DoRALinear, add_magnitudes, lora_plus, start_at_strongest
+from lora_course.variants import DoRALinear, lora_plus, start_at_strongest
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
-from lora_lib.lora import LoRALinear, lora_layers
+from lora_lib.lora import LoRALinear
 from lora_lib.training import adamw, training_steps
 
 
@@ -27,15 +27,9 @@ def pissa(linear, rank, alpha):
     return layer, (layer.lora_A, layer.lora_B)
 
 
-def rslora(linear, rank, alpha):
-    layer = LoRALinear(linear, rank, alpha, use_rslora=True)
-    return layer, (layer.lora_A, layer.lora_B)
-
-
 VARIANTS = {  # ours, and what PEFT is told
     dora: dict(use_dora=True),
     pissa: dict(init_lora_weights="pissa"),
-    rslora: dict(use_rslora=True),
 }
 
 
@@ -49,7 +43,7 @@ def pefts(linear, rank, alpha, **settings):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("d_in, d_out, rank", [(12, 7, 4), (7, 12, 3), (33, 48, 8)])
+@pytest.mark.parametrize("d_in, d_out, rank", [(12, 7, 4), (7, 12, 3)])
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.__name__)
 def test_a_variant_starts_at_the_base_and_computes_what_pefts_does(
     variant, d_in, d_out, rank, bias
@@ -141,17 +135,6 @@ def test_what_no_variant_can_stand_on_is_refused():
     for ratio, model in ((16.0, nn.Sequential(linear)), (0.0, with_lora)):
         with pytest.raises(ValueError, match=rf"got ratio {ratio} and [01] layers"):
             lora_plus(model, ratio)
-
-
-def test_in_half_precision_dora_computes_in_the_bases_dtype():
-    model = nn.Sequential(nn.Linear(6, 5)).bfloat16()
-    x = torch.randn(3, 6, dtype=torch.bfloat16)
-    plain = model(x)
-    add_magnitudes(add_lora_to_model(model, 2, 4.0, "all-linear")[0])
-    output = model(x)
-    assert output.dtype == torch.bfloat16 and model[0].magnitude.dtype == torch.float32
-    torch.testing.assert_close(output, plain)
-    assert len(list(lora_layers(model))) == 1
 
 
 @pytest.mark.parametrize("method", variant_costs.METHODS)

@@ -8,6 +8,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
+from lora_lib.lora import lora_layers
 from lora_lib.model import SmallTransformer
 
 transformers.logging.set_verbosity_error()
@@ -122,6 +124,26 @@ def fused() -> nn.Module:
 def seeded(build) -> nn.Module:
     torch.manual_seed(0)
     return build().eval()
+
+
+def with_lora(
+    model: nn.Module, target_modules=("W_q", "W_v"), *, size: float = 0.1, **settings
+) -> nn.Module:
+    """`model` itself with LoRA as if trained: all else frozen, and no factor zero."""
+    settings = {"rank": 4, "alpha": 8.0} | settings
+    add_lora_to_model(model, target_modules=target_modules, **settings)
+    freeze_non_lora_params(model)
+    return fill(model, size)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, size: float = 0.1) -> nn.Module:
+    """Gives every LoRA factor random values, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in lora_layers(model):
+        for factor in (layer.lora_A, layer.lora_B):
+            factor.copy_(size * torch.randn(factor.shape, generator=generator))
+    return model
 
 
 def example(model: nn.Module) -> Tensor:
