@@ -16,7 +16,6 @@ import torch
 
 from lora_course import claims
 from lora_course.real_models import MINILM, SMOLLM2
-from lora_lib.lora import lora_layers
 from lora_lib.pretrained import load_pretrained
 
 torch.set_num_threads(1)  # more of them crawl as soon as anything else runs on the machine
@@ -120,21 +119,6 @@ def tokenizer():
 def ids():
     """Four sequences for `tiny_models.small`."""
     return torch.randint(20, (4, 8), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def set_factors():
-    """Give every LoRA factor a random value, as training would: ΔW is then not zero."""
-
-    def fill(model, size=0.1):
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for layer in lora_layers(model):
-                for factor in (layer.lora_A, layer.lora_B):
-                    factor.copy_(size * torch.randn(factor.shape, generator=generator))
-        return model
-
-    return fill
 
 
 def _state(model):

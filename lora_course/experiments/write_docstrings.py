@@ -14,7 +14,6 @@ which after many passes over them wants another rate than bits do. About nine an
 GPU.
 """
 
-import argparse
 import copy
 import math
 import time
@@ -40,20 +39,17 @@ from lora_course.docstring_writer import (
 from lora_course.experiments.real_data import Texts, load_texts
 from lora_course.experiments.real_runs import (
     Job,
-    Row,
     Setting,
-    default_workers,
+    carry_out,
     make_trainable,
+    options,
     peak_bytes,
-    plan,
     rate_scores,
-    read_rows,
-    record,
     record_costs,
     thinned,
     time_steps,
-    write_provenance,
 )
+from lora_course.experiments.recording import Row, read_rows
 from lora_course.real_models import load_smollm2
 from lora_lib.adapters import save_adapter
 from lora_lib.lora import count_parameters
@@ -80,18 +76,20 @@ TOWN_INSTRUCTION = "Write the name of a town in Georgian letters."
 SHIPPED = {"r1_all_linear": (1, "all linear"), "r8_q_v": (8, "q, v")}
 
 
-def settings(task: str, steps: int | None = None, batch_size: int | None = None) -> list[Setting]:
+def settings(task: str) -> list[Setting]:
     if task == "towns":
-        size = {"steps": steps or 500, "batch_size": batch_size or 64}
-        lora = Setting(Job("towns", "lora", 8, "all linear", **size), 1e-3)
-        return [lora, Setting(Job("towns", "full", **size), 1e-4)]
-    size = {"steps": steps or 200, "batch_size": batch_size or 32}
-    lora = [Job(task, "lora", rank, targets, **size) for targets in TARGETS for rank in (1, 8, 32)]
+        lora = Job(task, "lora", 8, "all linear", 500, batch_size=64)
+        full = Job(task, "full", steps=500, batch_size=64)
+        return [Setting(lora, 1e-3), Setting(full, 1e-4)]
     return [
         Setting(Job(task, "base"), None, (0,)),
         Setting(Job(task, "prompt")),  # a seed is another choice of examples
-        *(Setting(job, 1e-3) for job in lora),
-        Setting(Job(task, "full", **size), 1e-4),
+        *(
+            Setting(Job(task, "lora", rank, targets, 200, batch_size=32), 1e-3)
+            for targets in TARGETS
+            for rank in (1, 8, 32)
+        ),
+        Setting(Job(task, "full", steps=200, batch_size=32), 1e-4),
     ]
 
 
@@ -248,35 +246,24 @@ def make_adapters(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, Path("."))
     parser.add_argument("--task", choices=("docstrings", "towns"), default="docstrings")
     parser.add_argument("--data", type=Path, help="a file of real_data; else what is installed")
-    parser.add_argument("--out", type=Path, default=Path("."), help="the folder of the tables")
-    parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--costs", action="store_true", help="time a step of each method first")
-    parser.add_argument("--seconds", type=float, help="stop after so many")
-    parser.add_argument("--limit", type=int, help="texts of each kind, to try the command")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--adapters", action="store_true", help="train and save those that ship")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    texts = load_texts(given.data)
-    command = f"write_docstrings --task {given.task}"
-    write_provenance(given.out / f"{given.task}_provenance.json", command, texts.versions)
-    chosen = settings(given.task, given.steps, given.batch_size)
+    texts, task, chosen = load_texts(given.data), given.task, settings(given.task)
     _base()  # unpacked once, before the workers want it
     if given.costs:
         cost = partial(measure_cost, data=given.data)
-        record_costs(given.out / f"{given.task}_costs.csv", chosen, cost)
-    path = given.out / f"{given.task}.csv"
+        record_costs(given.out / f"{task}_costs.csv", chosen, cost)
     work = partial(measure, data=given.data, limit=given.limit)
-    score, sign = CHOSEN_BY[given.task]
-    todo = partial(plan, settings=chosen, score=score, sign=sign)
-    done = record(path, todo, work, given.workers, given.seconds)
-    print("finished" if done else "the time is up; the same command goes on", flush=True)
+    score, sign = CHOSEN_BY[task]
+    command = f"write_docstrings --task {task}"
+    carry_out(command, task, given, chosen, work, texts.versions, score=score, sign=sign)
     if given.adapters:
-        make_adapters(read_rows(path), chosen, texts, given.out / "adapters", given.limit)
+        rows = read_rows(given.out / f"{task}.csv")
+        make_adapters(rows, chosen, texts, given.out / "adapters", given.limit)
 
 
 if __name__ == "__main__":
