@@ -132,6 +132,6 @@ def alpha_valleys(bits: Mapping[float, Mapping[float, float]]) -> Picture:
     return Picture(
         fig,
         "06_alpha_and_rate",
-        "Three valleys, one floor. Where a line leaves the frame, the steps were too large.",
+        "Three valleys, one floor. A line leaves the frame where steps are too large or too small.",
         f"Validation bits against the learning rate for several α at r = 8; lowest points: {told}.",
     )
