@@ -18,7 +18,8 @@ export function times({ weight, bias }, x) {
     }
     [y[i], y[i + 1], y[i + 2], y[i + 3]] = [s0, s1, s2, s3];
   }
-  return bias ? y.map((v, i) => v + bias[i]) : y;
+  if (bias) add(y, bias);
+  return y;
 }
 
 /** W x and, beside it, the first `rank` directions; `scale` is λ s. */
@@ -55,8 +56,14 @@ export function directions(A, B, rank) {
   }));
 }
 
-export function dot(u, v) {
+/** u · v, of the places from one up to another. */
+export function dot(u, v, from = 0, to = u.length) {
   let sum = 0;
-  for (let i = 0; i < u.length; i++) sum += u[i] * v[i];
+  for (let i = from; i < to; i++) sum += u[i] * v[i];
   return sum;
+}
+
+/** Adds `factor` times y to x itself, in the places from one up to another. */
+export function add(x, y, factor = 1, from = 0, to = x.length) {
+  for (let i = from; i < to; i++) x[i] += factor * y[i];
 }

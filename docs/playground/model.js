@@ -1,6 +1,6 @@
 // SmallTransformer, as lora_lib/model.py has it, one token at a time with a key-value cache.
 
-import { dot } from "./lora.js";
+import { add, dot } from "./lora.js";
 import { EOS } from "./tokens.js";
 
 export class Model {
@@ -44,16 +44,18 @@ export class Model {
   /** `token` through all blocks; in each, the cache grows by its key and its value. */
   step(token, cache, linear) {
     const position = cache.tokens.push(token) - 1;
-    let x = sum(this.row("token_embedding", token), this.row("position_embedding", position));
+    const x = this.row("token_embedding", token).slice();
+    add(x, this.row("position_embedding", position));
     cache.blocks.forEach((past, block) => {
       const path = (name) => `blocks.${block}.${name}`;
       const y = this.norm(path("norm1"), x);
       past.keys.push(linear(path("attention.W_k"), y));
       past.values.push(linear(path("attention.W_v"), y));
       const seen = attend(linear(path("attention.W_q"), y), past, this.config.n_heads);
-      x = sum(x, linear(path("attention.W_o"), seen));
-      const z = linear(path("feed_forward.linear1"), this.norm(path("norm2"), x)).map(gelu);
-      x = sum(x, linear(path("feed_forward.linear2"), z));
+      add(x, linear(path("attention.W_o"), seen));
+      const z = linear(path("feed_forward.linear1"), this.norm(path("norm2"), x));
+      for (let i = 0; i < z.length; i++) z[i] = gelu(z[i]);
+      add(x, linear(path("feed_forward.linear2"), z));
     });
     return x;
   }
@@ -71,9 +73,9 @@ export class Model {
   norm(path, x) {
     const [weight, bias] = [this.tensors[`${path}.weight`], this.tensors[`${path}.bias`]];
     const mean = x.reduce((total, v) => total + v, 0) / x.length;
-    const variance = x.reduce((total, v) => total + (v - mean) ** 2, 0) / x.length;
-    const scale = 1 / Math.sqrt(variance + 1e-5);
-    return x.map((v, i) => (v - mean) * scale * weight[i] + bias[i]);
+    const y = x.map((v) => v - mean);
+    const scale = 1 / Math.sqrt(dot(y, y) / y.length + 1e-5);
+    return y.map((v, i) => v * scale * weight[i] + bias[i]);
   }
 }
 
@@ -81,9 +83,9 @@ export class Model {
 function attend(q, { keys, values, weights }, heads) {
   const [y, width] = [new Float32Array(q.length), q.length / heads];
   const ofHeads = Array.from({ length: heads }, (_, head) => {
-    const own = (x) => x.subarray(head * width, (head + 1) * width);
-    const shares = softmax(keys.map((k) => dot(own(q), own(k)) / Math.sqrt(width)));
-    shares.forEach((share, t) => own(values[t]).forEach((v, i) => (own(y)[i] += share * v)));
+    const [from, to] = [head * width, (head + 1) * width];
+    const shares = softmax(keys.map((k) => dot(q, k, from, to) / Math.sqrt(width)));
+    shares.forEach((share, t) => add(y, values[t], share, from, to));
     return shares;
   });
   weights.push(ofHeads);
@@ -99,19 +101,12 @@ function softmax(scores) {
 
 const gelu = (x) => 0.5 * x * (1 + erf(x / Math.SQRT2));
 
-/**
- * The error function, as PyTorch's GELU uses it, to 1e-7: the series 2/√π e^(−x²) Σ 2ⁿ x^(2n+1) /
- * (1·3·5·…·(2n+1)), all of whose terms have one sign. Beyond 4 it is 1 to 2e-8.
- */
+/** The error function, as PyTorch's GELU uses it, to 3e-7: Abramowitz and Stegun, 7.1.28. */
 export function erf(x) {
-  if (Math.abs(x) > 4) return Math.sign(x);
-  let [term, total] = [x, x];
-  for (let n = 3; Math.abs(term) > 1e-8 * Math.abs(total); n += 2) {
-    term *= (2 * x * x) / n;
-    total += term;
-  }
-  return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * total;
+  const z = Math.abs(x);
+  let y = 0.0001520143 + z * (0.0002765672 + z * 0.0000430638);
+  y = 1 + z * (0.0705230784 + z * (0.0422820123 + z * (0.0092705272 + z * y)));
+  return Math.sign(x) * (1 - 1 / y ** 16);
 }
 
-const sum = (x, y) => x.map((v, i) => v + y[i]);
 const largest = (x) => x.reduce((best, v, i) => (v > x[best] ? i : best), 0);
