@@ -82,13 +82,15 @@ def test_marks_and_what_the_feedback_says(folder):
             s.student.id: (s.score, s.max_score) for s in gradebook.assignment_submissions(NAME)
         }
     assert marks == {"right": (40, 40), "wrong": (4, 40)}
-    said = {
-        cell.metadata.nbgrader.grade_id.removeprefix("grade-"): output.evalue
+    errors = {
+        cell.metadata.nbgrader.grade_id.removeprefix("grade-"): output
         for cell in read(folder / "autograded" / "wrong").cells
         for output in cell.get("outputs", ())
         if output.output_type == "error" and cell.metadata.nbgrader.grade
     }
+    said = {name: error.evalue for name, error in errors.items()}
     assert "expected 'a model and a number', and 'a model' came" in said.pop("lora_on")
     assert "one run that learns is enough" in said.pop("conclude_targets")
     assert said.pop("conclude_budget") == "name 'conclusion_2' is not defined"
+    assert all(errors[name].traceback == [text] for name, text in said.items())  # and no more
     assert len(said) == 7 and all(text.startswith("not attempted") for text in said.values())

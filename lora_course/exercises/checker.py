@@ -27,6 +27,13 @@ class NotAttempted(Exception):
     """Raised for an answer that was not begun; its text says what to do."""
 
 
+class WrongAnswer(AssertionError):
+    """In a notebook, graded or not, its message stands alone, without a traceback of the check."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return [str(self)]
+
+
 @cache
 def read_words(file: str) -> dict:
     """What stands in a TOML file beside this module."""
@@ -63,7 +70,7 @@ class Check:
             say(f"Not attempted yet. {to_do}")
             return
         if mistake and strict():
-            raise AssertionError(mistake)
+            raise WrongAnswer(mistake)
         verdict = f"Not right yet: {mistake}" if mistake else f"Right. {self.why}"
         for line in verdict.split("\n"):
             say(line)
@@ -75,7 +82,7 @@ class Check:
         except NotAttempted as to_do:
             mistake = f"not attempted. {to_do}"
         if mistake:
-            raise AssertionError(mistake)
+            raise WrongAnswer(mistake)
 
     def hint(self) -> None:
         """One hint more with every call."""
@@ -138,7 +145,7 @@ class Exercise(Check):
 
     def grade(self, answer) -> None:
         if answer is self.reference:
-            raise AssertionError("this is the function of the check itself; write one of your own")
+            raise WrongAnswer("this is the function of the check itself; write one of your own")
         super().grade(answer)
 
     def trial(self) -> tuple[list, dict, dict]:
