@@ -74,7 +74,7 @@ for name in {modules}:
 after = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1]
 assert torch.equal(before[0], after[0]) and before[1] == after[1] and (before[2] == after[2]).all()
 read = [p for p in opened if p.startswith({root!r}) and not p.endswith((".py", ".pyc"))]
-read = [p for p in read if "__pycache__" not in p and "/.venv/" not in p]
+read = [p for p in read if "__pycache__" not in p and "site-packages" not in p]
 assert not read, f"read on import: {{read}}"
 """
 
