@@ -152,6 +152,12 @@ def test_a_strength_that_was_turned_is_saved_and_reset_by_the_next_adapter(
     assert list(lora_layers(adapted)) == layers
 
 
+def test_the_next_adapter_brings_its_own_rule_of_scaling(adapted, ids, tmp_path):
+    other = with_lora(small(), modules_to_save=["classifier"], use_rslora=True)
+    directory = save_adapter(other, tmp_path)
+    assert torch.equal(load_adapter(adapted, directory)(ids), other(ids))
+
+
 # --- what no file can hold -----------------------------------------------------------------------
 
 
@@ -264,8 +270,10 @@ def test_a_load_that_is_interrupted_leaves_the_model_as_before(
 
 def test_an_adapter_that_is_off_stays_off_in_an_error_and_is_on_after_it(adapted, ids):
     output = adapted(ids)
-    with pytest.raises(KeyError), adapter_disabled(adapted), adapter_disabled(adapted):
-        assert not torch.equal(adapted(ids), output)
+    with pytest.raises(KeyError), adapter_disabled(adapted):
+        with adapter_disabled(adapted):
+            assert not torch.equal(adapted(ids), output)
+        assert not torch.equal(adapted(ids), output)  # still off: that was the inner one's end
         raise KeyError
     assert torch.equal(adapted(ids), output)
 
@@ -322,6 +330,20 @@ def test_a_strength_of_one_layer_is_not_that_of_one_whose_path_ends_alike(tmp_pa
     torch.testing.assert_close(load_adapter(model(), directory)(x), ours(x))
     theirs = peft.PeftModel.from_pretrained(model(), str(directory))
     torch.testing.assert_close(theirs(x), ours(x))
+
+
+def test_a_layer_whose_path_begins_as_that_of_a_head_is_no_part_of_it():
+    model = nn.ModuleDict({"out": nn.Linear(3, 3), "out2": nn.Linear(3, 3)})
+    add_lora_to_model(model, 2, 4.0, "all-linear", modules_to_save=["out"])
+    assert list(lora_layers(model)) == [model["out2"]]
+
+
+def test_what_was_frozen_before_is_frozen_after_unloading():
+    model = small().requires_grad_(False)
+    model.classifier.bias.requires_grad_()
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    unload_lora(with_lora(model))
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
 
 
 UNDER_INFERENCE = {

@@ -249,7 +249,7 @@ THEIRS = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("name", "settings"), THEIRS, ids=str)
-def test_what_peft_makes_loads_here(name, settings, dtype, tmp_path):
+def test_what_peft_makes_loads_here_and_goes_back(name, settings, dtype, tmp_path):
     base = MODELS[name]().to(dtype)
     x = input_of(name, base)
     plain = run(base, x)
@@ -262,6 +262,9 @@ def test_what_peft_makes_loads_here(name, settings, dtype, tmp_path):
     loaded = load_adapter(MODELS[name]().to(dtype), tmp_path).eval()
     assert (run(theirs, x) - plain).abs().max() > 1e-3
     assert torch.equal(run(loaded, x), run(theirs, x))
+    ours, base = save_adapter(loaded, tmp_path / "ours"), MODELS[name]().to(dtype)
+    back = PeftModel.from_pretrained(base, str(ours), autocast_adapter_dtype=False).eval()
+    assert torch.equal(run(back, x), run(theirs, x))
 
 
 class WithConvolution(nn.Module):

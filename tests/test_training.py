@@ -92,6 +92,21 @@ def test_fit_lowers_the_loss_takes_no_batch_too_many_and_may_run_out_of_them():
     assert (model.classifier.bias - before).abs().max().item() == pytest.approx(2.5e-3, rel=1e-3)
 
 
+def test_fit_trains_in_train_mode_with_gradients_of_norm_1_at_most():
+    model, modes = tiny_language_model().eval(), []
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def steep(model, batch):
+        modes.append(model.training)
+        return 1e4 * language_model_loss(model, batch)
+
+    fit(model, batches(1), 40, 1e-2, loss_function=steep, optimizer=torch.optim.SGD)
+    moved = [p - old for p, old in zip(model.parameters(), before, strict=True)]
+    length = torch.cat([change.flatten() for change in moved]).norm().item()
+    assert length == pytest.approx(2.5e-3, rel=1e-3)  # the first of 40 rates, times 1
+    assert modes == [True] and not model.training
+
+
 def test_the_learning_rate_rises_over_a_tenth_of_the_steps_and_falls_to_zero():
     shares = [warm_up_then_decay(step, 100) for step in range(101)]
     assert shares[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
