@@ -91,7 +91,10 @@ def disturb(model):
 def test_an_architecture(name, tmp_path):
     for targets in (ARCHITECTURES[name], "all-linear"):
         model = tiny(name)
-        plain = run(model)
+        try:
+            plain = run(model)
+        except NotImplementedError as error:  # of experts, in PyTorch 2.8 without a GPU
+            pytest.skip(f"the model itself does not run here: {str(error).splitlines()[0]}")
         add_lora_to_model(model, 4, 8.0, targets)
         assert torch.equal(run(model), plain)
         freeze_non_lora_params(disturb(model))
