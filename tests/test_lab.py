@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -55,7 +56,8 @@ def make_lab(course: Path, settings: Path) -> Iterator[str]:
     arguments += [f"--LabApp.{name}_dir={settings / name}"
                   for name in ("workspaces", "user_settings")]  # fmt: skip
     process = subprocess.Popen(
-        ["make", "lab", f"LAB_ARGS={' '.join(arguments)}"],
+        # In the environment of this test, as it stands.
+        ["make", "lab", "-o", ".venv/installed", f"LAB_ARGS={' '.join(arguments)}"],
         cwd=course,
         env=os.environ | own,
         stdout=subprocess.DEVNULL,
@@ -99,7 +101,7 @@ def lab(tmp_path_factory):
         shutil.copytree(ROOT / name, course / name, ignore=shutil.ignore_patterns(".*", "__py*"))
     for name in ("Makefile", "check.py", "pyproject.toml", "requirements.txt"):
         shutil.copy2(ROOT / name, course)
-    (course / ".venv").symlink_to(ROOT / ".venv")
+    (course / ".venv").symlink_to(sys.prefix)
     notebook = read(NOTEBOOK)
     notebook.cells = notebook.cells[:CUT]
     for cell in notebook.cells:
