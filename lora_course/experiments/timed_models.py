@@ -12,7 +12,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lora_course.experiments.fused import share_inputs
 from lora_lib.injection import (
     add_lora_to_model,
     freeze_non_lora_params,
@@ -230,7 +229,6 @@ METHODS = {
     "full": lambda model, case: copy.deepcopy(model).requires_grad_(),
     "PEFT": _peft,
     "loralib": _loralib,
-    "lora_lib, fused": lambda model, case: share_inputs(_lora_lib(model, case)),
     "lora_lib without casts": _lora_lib_without_casts,
     "PEFT without casts": partial(_peft, autocast_adapter_dtype=False),
     "lora_lib, merged": _merged,
@@ -245,18 +243,15 @@ def methods(case: Case) -> list[str]:
     loralib's factors, and those "without casts", have the base's dtype.
     """
     merged, left_out = ["lora_lib, merged", "lora_lib, unloaded"], list(FULL)
-    without_casts = ["lora_lib without casts", "PEFT without casts"]
     if case.mode == "inference":
         return ["lora_lib", "frozen", *merged]
     if case.mode == "compiled":  # it takes a minute each
         return ["lora_lib", "frozen", "full", "PEFT"]
     left_out += merged
     if case.dtype == "float32":
-        left_out += without_casts  # nothing to cast
-    if case.dropout or case.model == "course":
-        left_out += ["lora_lib, fused"]
+        left_out += ["lora_lib without casts", "PEFT without casts"]  # nothing to cast
     if case.vocabulary:
-        left_out += ["lora_lib, fused", "loralib", "full"]
+        left_out += ["loralib", "full"]
     return [name for name in METHODS if name not in left_out]
 
 

@@ -15,7 +15,6 @@ import argparse
 import gc
 import random
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -25,7 +24,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.profiler import ProfilerActivity, profile
 
 from lora_course.experiments.recording import RESULTS, provenance
 from lora_course.experiments.timed_models import (
@@ -205,45 +203,6 @@ def take_turns(
     return times
 
 
-KINDS = (  # of operations
-    "products with W",
-    "products with A or B",
-    "attention",
-    "sums",
-    "casts and copies",
-    "optimizer",
-    "norms, activations and the rest",
-)
-
-
-def profile_step(step: Step, device: torch.device) -> dict[str, float]:
-    """Milliseconds of one step by kind of operation."""
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
-        step()
-    spent: Counter = Counter()
-    for event in profiler.key_averages(group_by_input_shape=True):
-        if event.device_type == torch.autograd.DeviceType.CPU and event.key.startswith("aten::"):
-            us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-            spent[_kind(event.key, event.input_shapes, step.case.rank)] += us / 1000
-    return dict(spent)
-
-
-def _kind(name: str, shapes: list, rank: int) -> str:
-    if "attention" in name:
-        return "attention"
-    if "adamw" in name:
-        return "optimizer"
-    if name.removeprefix("aten::") in ("mm", "addmm", "bmm", "linear", "matmul"):
-        thin = {rank * n for n in (1, 2, 3)}  # one layer's factor, or those of 2 or 3 layers
-        is_thin = any(set(shape) & thin for shape in shapes)
-        return "products with A or B" if is_thin else "products with W"
-    if name in ("aten::copy_", "aten::to", "aten::_to_copy"):
-        return "casts and copies"
-    return "sums" if name in ("aten::add", "aten::add_") else "norms, activations and the rest"
-
-
 # --- a case --------------------------------------------------------------------------------------
 
 
@@ -274,9 +233,6 @@ def measure(
     free_memory(device)
     for method, times in take_turns(steps, device, seconds, at_least).items():
         rows[method]["ms"] = times
-    if case.model == "decoder" and case.mode == "train" and not case.vocabulary:
-        for method, step in steps.items():
-            rows[method] |= profile_step(step, device)
     return list(rows.values())
 
 
@@ -325,7 +281,7 @@ def record(rows: list[dict], facts: dict, path: Path = TABLE) -> None:
 
 def load_timing(path: Path = TABLE) -> pd.DataFrame:
     """A row for every case and method that was recorded: `ms` holds the milliseconds of its steps,
-    round by round; bytes and flops are those of a step, KINDS milliseconds."""
+    round by round."""
     table = pd.read_csv(path, dtype={"ms": str})
     table["ms"] = table["ms"].map(lambda text: np.array(text.split(), float), na_action="ignore")
     table["median_ms"] = table["ms"].map(np.median, na_action="ignore").astype(float)

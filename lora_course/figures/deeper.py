@@ -7,10 +7,9 @@ from torch import Tensor
 
 from lora_course.figures.style import *
 
-# What is timed (lora_course.experiments.timing); every way to compute LoRA is a blue.
+# What is timed (lora_course.experiments.timing); every LoRA is a blue.
 TIMED = {
     "lora_lib": LORA,
-    "lora_lib, fused": BLUES[4],
     "PEFT": BLUES[1],
     "PEFT without casts": BLUES[0],
     "loralib": BLUES[6],
