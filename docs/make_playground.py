@@ -1,24 +1,29 @@
 """The page on which the base and its adapters run in a browser: `make playground`.
 
-A folder for any static host: docs/playground as it stands; the shipped weights in float16, the
-directions of every B A turned so that the strongest comes first (B A stays); the recorded spellings
-of towns that no training has seen. Data is gzipped, and files.json says how large each file is.
+A folder for any static host: docs/playground as it stands, and one file with all that it computes
+with. That is a gzipped safetensors file: the shipped weights in float16, the directions of every
+B A turned so that the strongest comes first (B A stays), and in its metadata what the page has to
+know of them, with the recorded spellings of towns that no training has seen.
 """
 
 import gzip
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor, nn
 
-from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
-from lora_lib.names import BASE_SCRIPT, SCRIPTS, load_spellings
-from lora_lib.pretrained import BASE_FILE, adapter_directory, read_metadata
+from lora_lib.adapters import load_adapter
+from lora_lib.lora import count_parameters, lora_layers
+from lora_lib.names import BASE_SCRIPT, SCRIPTS, is_latin, load_spellings
+from lora_lib.pretrained import adapter_directory, load_pretrained, read_metadata
+from lora_lib.tokens import Tokenizer
 
 DOCS = Path(__file__).parent
+DATA = "model.safetensors.gzip"  # not .gz: some hosts unzip that themselves
 
 
 def strongest_first(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,31 +33,46 @@ def strongest_first(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return share[:, None] * vt[: len(A)], u[:, : len(A)] * share
 
 
-def float16(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    for a in [name for name in tensors if ".lora_A." in name]:
-        b = a.replace(".lora_A.", ".lora_B.")
-        tensors[a], tensors[b] = strongest_first(tensors[a], tensors[b])
-    return save({name: t.half().contiguous() for name, t in tensors.items()}, metadata)
+@torch.no_grad()
+def data() -> bytes:
+    """The base under its own names, and of the layer at `path`, as the adapter of `script` has it,
+    `script.path.A` (r, d_in) and `script.path.B`, transposed (r, d_out): row k is direction k."""
+    base, tokenizer = load_pretrained()
+    layers = {path: m for path, m in base.named_modules() if isinstance(m, nn.Linear)}
+    tensors = dict(base.state_dict())
+    scales = {BASE_SCRIPT: 0.0}  # the base: an adapter without directions
+    for script in SCRIPTS:
+        model = load_adapter(load_pretrained()[0], adapter_directory(script))
+        for path, layer in zip(layers, lora_layers(model), strict=True):
+            A, B = strongest_first(layer.lora_A, layer.lora_B)
+            tensors |= {f"{script}.{path}.A": A, f"{script}.{path}.B": B.T}
+            scales[script] = layer.scaling
+    read = (c for c in map(chr, range(sys.maxunicode + 1)) if is_latin(c))
+    known = {
+        "config": read_metadata()["config"],
+        "characters": tokenizer.characters,
+        "readable": "".join(c for c in read if Tokenizer.UNK not in tokenizer.encode(c)),
+        "room": base.max_len - len(tokenizer.prompt("")) - 1,  # one letter is to be written
+        "paths": list(layers),
+        "scales": scales,
+        "spellings": {script: load_spellings(script, "test") for script in scales},
+        "counts": {
+            "all": count_parameters(base),
+            "linear": sum(layer.weight.numel() for layer in layers.values()),
+            "direction": sum(sum(layer.weight.shape) for layer in layers.values()),
+        },
+    }
+    half = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+    return save(half, {"page": json.dumps(known, ensure_ascii=False)})
 
 
 def write(folder: Path) -> Path:
     """The page in `folder`, made anew: what stood there before is gone."""
-    base = read_metadata()
-    metadata = {"config": json.dumps(base["config"]), "characters": base["characters"]}
-    files = {"base.safetensors": float16(load_file(BASE_FILE), metadata)}
-    for script in SCRIPTS:
-        adapter = adapter_directory(script)
-        metadata = {"config": (adapter / CONFIG_FILE).read_text("utf-8")}
-        files[f"{script}.safetensors"] = float16(load_file(adapter / WEIGHTS_FILE), metadata)
-    spellings = {script: load_spellings(script, "test") for script in (BASE_SCRIPT, *SCRIPTS)}
-    files["spellings.json"] = json.dumps(spellings, ensure_ascii=False).encode()
-    zipped = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in files.items()}
+    content = gzip.compress(data(), mtime=0)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(DOCS / "playground", folder)
     shutil.copy(DOCS / "_static" / "icon.svg", folder)
-    for name, content in zipped.items():
-        (folder / name).write_bytes(content)
-    (folder / "files.json").write_text(json.dumps({n: len(c) for n, c in zipped.items()}), "utf-8")
+    (folder / DATA).write_bytes(content)
     return folder / "index.html"
 
 

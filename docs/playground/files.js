@@ -1,29 +1,29 @@
-// From files to arrays: gzip, safetensors, float16.
+// From a file to arrays: gzip, safetensors, float16.
 
-/** The content of a gzipped file; `progress(n)` is told of every n bytes that have come. */
-export async function load(name, progress = () => {}) {
+import { rows } from "./lora.js";
+
+/** The content of a gzipped file; the <progress> `bar` shows how much of it has come. */
+export async function load(name, bar) {
   const response = await fetch(name);
   if (!response.ok) throw new Error(`${name}: ${response.status} ${response.statusText}`);
+  bar.max = response.headers.get("Content-Length") ?? 3e6; // not every host says how much comes
   const count = (chunk, controller) => {
-    progress(chunk.length);
+    bar.value += chunk.length;
     controller.enqueue(chunk);
   };
   const counted = response.body.pipeThrough(new TransformStream({ transform: count }));
-  const bytes = new Uint8Array(await new Response(counted).arrayBuffer());
-  if (bytes[0] !== 0x1f) return bytes.buffer; // some servers unzip what ends in .gz
-  const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(plain).arrayBuffer();
+  return new Response(counted.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
 
-/** `metadata`, and `tensors`, name → Float32Array, of a safetensors file in float16. */
+/** The metadata of a safetensors file, and its tensors in float16: name → an array, or one of rows. */
 export function readSafetensors(buffer) {
   const length = Number(new DataView(buffer).getBigUint64(0, true)); // of the header, in bytes
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
-  const { __metadata__: metadata, ...entries } = header;
-  const tensors = {};
-  for (const [name, { data_offsets: [begin, end] }] of Object.entries(entries)) {
+  const { __metadata__: metadata, ...tensors } = header;
+  for (const [name, { shape, data_offsets: [begin, end] }] of Object.entries(tensors)) {
     const halves = new Uint16Array(buffer, 8 + length + begin, (end - begin) / 2);
-    tensors[name] = new Float32Array(halves).map((bits) => HALF[bits]);
+    const numbers = new Float32Array(halves).map((bits) => HALF[bits]);
+    tensors[name] = shape.length === 1 ? numbers : rows(numbers, shape[0]);
   }
   return { metadata, tensors };
 }

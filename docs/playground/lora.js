@@ -1,20 +1,21 @@
 // LoRA, as lora_lib/lora.py has it: h = W x + λ s B A x, with s = α / r.
 //
-// B A is a sum of r directions, each a column b of B times a row a of A. docs/make_playground.py has
-// turned them, by an SVD, so that the strongest comes first: B A is the same, and the first few
-// directions are the nearest to it of a lower rank.
+// A vector is a Float32Array, a matrix an array of its rows. B A is a sum of r directions, each a
+// column b of B times a row a of A. docs/make_playground.py has turned them, by an SVD, so that the
+// strongest comes first: B A is the same, and the first few are the nearest to it of a lower rank.
 
-/** A linear layer: its weight W (rows of x.length numbers) times x, plus its bias, if it has one. */
+/** A linear layer: its weight W times x, plus its bias, if it has one. */
 export function times({ weight, bias }, x) {
-  const [n, y] = [x.length, new Float32Array(weight.length / x.length)];
+  const y = new Float32Array(weight.length);
   for (let row = 0; row < y.length; row += 4) {
     const i = Math.min(row, y.length - 4); // four rows at a time: x is read once for all of them
-    let [w, s0, s1, s2, s3] = [i * n, 0, 0, 0, 0];
-    for (let j = 0; j < n; j++, w++) {
-      s0 += weight[w] * x[j];
-      s1 += weight[w + n] * x[j];
-      s2 += weight[w + 2 * n] * x[j];
-      s3 += weight[w + 3 * n] * x[j];
+    const [w0, w1, w2, w3] = [weight[i], weight[i + 1], weight[i + 2], weight[i + 3]];
+    let [s0, s1, s2, s3] = [0, 0, 0, 0];
+    for (let j = 0; j < x.length; j++) {
+      s0 += w0[j] * x[j];
+      s1 += w1[j] * x[j];
+      s2 += w2[j] * x[j];
+      s3 += w3[j] * x[j];
     }
     [y[i], y[i + 1], y[i + 2], y[i + 3]] = [s0, s1, s2, s3];
   }
@@ -36,34 +37,32 @@ export function lora(layer, directions, scale, rank, x) {
 
 /** The layer whose weight is W + λ s B A: the same answers, and nothing beside it. */
 export function merge(layer, directions, scale, rank) {
-  const weight = layer.weight.slice(); // W stays as it is
+  const weight = layer.weight.map((row) => row.slice()); // W stays as it is
   for (const { a, b } of directions.slice(0, rank)) {
-    for (let i = 0, w = 0; i < b.length; i++) {
-      for (let j = 0; j < a.length; j++, w++) {
-        weight[w] += scale * b[i] * a[j];
-      }
-    }
+    weight.forEach((row, i) => add(row, a, scale * b[i])); // b[i] a is row i of b a
   }
   return { ...layer, weight };
 }
 
-/** The `rank` directions of B A, for flat A (rank × d_in) and B (d_out × rank), strongest first. */
-export function directions(A, B, rank) {
-  const width = A.length / rank;
-  return Array.from({ length: rank }, (_, k) => ({
-    a: A.subarray(k * width, (k + 1) * width),
-    b: B.filter((_, i) => i % rank === k),
-  }));
+/** A vector cut into `count` rows of equal length, which share its memory. */
+export function rows(vector, count) {
+  const width = vector.length / count;
+  return Array.from({ length: count }, (_, i) => vector.subarray(i * width, (i + 1) * width));
 }
 
-/** u · v, of the places from one up to another. */
-export function dot(u, v, from = 0, to = u.length) {
+/** u · v */
+export function dot(u, v) {
   let sum = 0;
-  for (let i = from; i < to; i++) sum += u[i] * v[i];
+  for (let i = 0; i < u.length; i++) sum += u[i] * v[i];
   return sum;
 }
 
-/** Adds `factor` times y to x itself, in the places from one up to another. */
-export function add(x, y, factor = 1, from = 0, to = x.length) {
-  for (let i = from; i < to; i++) x[i] += factor * y[i];
+/** Adds `factor` times y to x itself. */
+export function add(x, y, factor = 1) {
+  for (let i = 0; i < x.length; i++) x[i] += factor * y[i];
 }
+
+export const sum = (x) => x.reduce((total, v) => total + v, 0);
+
+/** The place of the largest number. */
+export const largest = (x) => x.indexOf(Math.max(...x));

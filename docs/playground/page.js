@@ -1,55 +1,39 @@
 // The page: what is typed, chosen and turned, and what is shown.
 
 import { load, readSafetensors } from "./files.js";
-import { directions, lora, merge, times } from "./lora.js";
+import { lora, merge, times } from "./lora.js";
 import { Model } from "./model.js";
 import { drawAttention, drawMatrices } from "./pictures.js";
-import { problem, Tokenizer } from "./tokens.js";
+import { problem, SEP, Tokenizer } from "./tokens.js";
 
 const $ = (id) => document.getElementById(id);
-const SCRIPTS = [...document.querySelectorAll(".card")].map((card) => card.id);
-const BASE = "cyrillic";
 
-export let model, tokenizer;
-const spellings = {}; // script → a map from towns to what is recorded
-const adapters = {}; // script → scale: s = α / r; layers: path → the directions of B A
+export let base, tokenizer; // base: tensors, name → array, and what docs/make_playground.py says of it
+const layers = {}; // path → { weight, bias }, of every linear layer of the base
+const adapters = {}; // script → scale s; directions, path → [{ a, b }, …]; recorded spellings; model
 
 const settings = () => ({
   script: document.querySelector("[name=adapter]:checked").value,
-  strength: Number($("strength").value),
-  rank: Number($("rank").value),
+  strength: $("strength").valueAsNumber,
+  rank: $("rank").valueAsNumber,
   merged: $("merged").checked,
 });
 
-// --- the model, with an adapter or without ---
-
-function readAdapter({ metadata, tensors }) {
-  const { r, lora_alpha } = JSON.parse(metadata.config);
-  const factor = (path, name) => tensors[`base_model.model.${path}.lora_${name}.weight`];
-  const layers = mapLayers((_, path) => directions(factor(path, "A"), factor(path, "B"), r));
-  return { scale: lora_alpha / r, layers };
-}
-
-const mapLayers = (make) =>
-  Object.fromEntries(Object.entries(model.layers).map(([path, layer]) => [path, make(layer, path)]));
+// --- the base with an adapter, or with none: that is one without directions ---
 
 /** How the model is to compute its layers: `linear(path, x)`. */
 export function linearFor({ script, strength, rank, merged }) {
-  if (script === BASE) return (path, x) => times(model.layers[path], x);
-  const { scale, layers } = adapters[script];
-  if (!merged) return (path, x) => lora(model.layers[path], layers[path], strength * scale, rank, x);
-  const sums = mapLayers((layer, path) => merge(layer, layers[path], strength * scale, rank));
+  const { scale, directions } = adapters[script];
+  if (!merged) return (path, x) => lora(layers[path], directions[path], strength * scale, rank, x);
+  const sums = {};
+  for (const path in layers) sums[path] = merge(layers[path], directions[path], strength * scale, rank);
   return (path, x) => times(sums[path], x);
 }
 
-const latest = {}; // script → its latest name: key (of its settings), linear, written, cache
-
 function write(town, chosen) {
-  const key = chosen.script === BASE ? BASE : JSON.stringify(chosen);
-  let last = latest[chosen.script];
-  if (last?.key !== key) last = latest[chosen.script] = { key, linear: linearFor(chosen) };
-  Object.assign(last, model.write(tokenizer.prompt(town), last.linear, last.cache));
-  return tokenizer.decode(last.written);
+  const [adapter, key] = [adapters[chosen.script], JSON.stringify(chosen)];
+  if (adapter.key !== key) Object.assign(adapter, { key, model: new Model(base, linearFor(chosen)) });
+  return tokenizer.decode(adapter.model.write(tokenizer.prompt(town)));
 }
 
 // --- answers ---
@@ -66,115 +50,106 @@ async function answer() {
   };
   $("scripts").ariaBusy = "true";
   showSettings(chosen);
-  const why = problem(town, tokenizer, model.config.max_len);
+  const why = problem(town, base);
   $("problem").textContent = why;
-  for (const script of new Set([chosen.script, ...SCRIPTS])) {
-    showName($(script), why ? "" : write(town, { ...chosen, script }), spellings[script].get(town));
+  for (const script of new Set([chosen.script, ...Object.keys(adapters)])) {
+    showName(script, why ? "" : write(town, { ...chosen, script }), town);
     if (await stale()) return;
     if (script === chosen.script) showMatrices(chosen);
   }
-  const [written, note] = $(chosen.script).querySelectorAll(".written, .note");
-  $("answer").innerHTML = why ? "" : `${town}: ${written.innerHTML} ${note.textContent}`;
+  const [word, verdict] = $(chosen.script).querySelectorAll("bdi, .verdict");
+  $("answer").innerHTML = why ? "" : `${town}: ${word.outerHTML} ${verdict.textContent}`;
   $("scripts").ariaBusy = "false";
   if (why) return;
-  showAttention(latest[chosen.script]);
-  const ways = {};
-  for (const way of ["beside", "merged", "beside", "merged", "beside", "merged"]) {
-    ways[way] ??= linearFor({ ...chosen, merged: way === "merged" });
-    showTime(town, way, ways[way]);
-    if (await stale()) return;
-  }
+  showAttention(adapters[chosen.script].model);
+  await showTimes(town, chosen, stale);
 }
 
-function showName(card, name, recorded) {
-  const [word, mark, note] = card.querySelectorAll("bdi, .mark, .note");
-  const [marked, right] = [name && recorded, recorded?.includes(name)];
+function showName(script, name, town) {
+  const [word, verdict] = $(script).querySelectorAll("bdi, .verdict");
+  const recorded = adapters[script].recorded.get(town);
+  const right = recorded?.includes(name);
   word.textContent = name;
-  mark.textContent = marked ? (right ? "✓" : "✗") : "";
-  mark.dataset.right = right;
-  note.textContent = marked ? (right ? "as recorded" : `recorded ${recorded[0]}`) : "";
+  verdict.textContent = right ? "✓ as recorded" : name && recorded ? `✗ recorded ${recorded[0]}` : "";
+  verdict.dataset.right = right;
 }
 
 // --- settings and what they cost ---
 
-const total = (numbers) => numbers.reduce((sum, n) => sum + n, 0);
-
 function showSettings({ script, strength, rank, merged }) {
-  const { scale, layers } = adapters[script];
-  const ofW = total(Object.values(model.layers).map(({ weight }) => weight.length));
-  const ofAB = rank * total(Object.values(layers).map(([{ a, b }]) => a.length + b.length));
-  const all = total(Object.values(model.tensors).map((tensor) => tensor.length));
-  for (const [id, n] of Object.entries({ trained: ofAB, all })) {
+  const { all, linear, direction } = base.counts;
+  const trained = rank * direction; // the numbers that a direction has in all layers together
+  for (const [id, n] of Object.entries({ trained, all })) {
     const kilobytes = Math.round((2 * n) / 1000); // in float16
     $(id).textContent = `${n.toLocaleString("en")} numbers, ${kilobytes.toLocaleString("en")} kB in float16`;
     $(id).style.setProperty("--share", n / all);
   }
-  for (const [way, n] of Object.entries({ beside: ofW + ofAB, merged: ofW })) {
-    $(`cost-${way}`).cells[1].textContent = n.toLocaleString("en");
-    $(`cost-${way}`).classList.toggle("used", merged === (way === "merged"));
-  }
+  $("cost-beside").cells[1].textContent = (linear + trained).toLocaleString("en");
+  $("cost-merged").cells[1].textContent = linear.toLocaleString("en");
   $("strength-value").textContent = strength.toFixed(2);
   $("rank-value").textContent = rank;
-  const formula = merged ? "h = (W + λ s B A) x" : "h = W x + λ s B A x";
-  $("formula").textContent = `${formula}, with s = α / r = ${scale}`;
+  $("scale").textContent = adapters[script].scale;
   const code = (merged ? merge : lora).toString().replaceAll("<", "&lt;").replace(/\/\/.*/g, "<i>$&</i>");
   $("code").innerHTML = code.replace(/\b(const|for|function|let|of|return)\b/g, "<b>$&</b>");
 }
 
 const measured = { beside: [], merged: [] }; // milliseconds a letter
 
-/** Of the last nine measurements the shortest: the others waited for something else. */
-function showTime(town, way, linear) {
-  const start = performance.now();
-  const { cache } = model.write(tokenizer.prompt(town), linear);
-  measured[way] = [(performance.now() - start) / cache.tokens.length, ...measured[way].slice(0, 8)];
-  $(`cost-${way}`).cells[2].textContent = `${Math.min(...measured[way]).toFixed(2)} ms`;
+/** The time both ways: of the last nine the shortest, since the others waited for something else. */
+async function showTimes(town, chosen, stale) {
+  for (const way of ["beside", "merged"]) {
+    const linear = linearFor({ ...chosen, merged: way === "merged" });
+    for (let i = 0; i < 3; i++) {
+      if (await stale()) return;
+      const [model, start] = [new Model(base, linear), performance.now()];
+      model.write(tokenizer.prompt(town));
+      measured[way].push((performance.now() - start) / model.tokens.length);
+    }
+    $(`cost-${way}`).cells[2].textContent = `${Math.min(...measured[way].slice(-9)).toFixed(2)} ms`;
+  }
 }
 
 // --- pictures ---
 
 function showMatrices({ script, strength, rank }) {
-  const [{ scale, layers }, path] = [adapters[script], $("layer").value];
-  const said = drawMatrices($("matrices"), model.layers[path], layers[path], strength * scale, rank);
-  $("matrices-say").textContent = said;
+  const [{ scale, directions }, path] = [adapters[script], $("layer").value];
+  drawMatrices($("matrices"), layers[path], directions[path], strength * scale, rank);
 }
 
-function showAttention({ written, cache }) {
-  const [block, head] = $("head").value.split(" ");
-  const width = cache.tokens.length - written.length; // BOS, what is read, SEP
-  const letters = cache.tokens.map((id) => tokenizer.character(id));
-  const read = ["BOS", ...letters.slice(1, width - 1), "SEP"];
-  const weights = written.map((_, i) => cache.blocks[block].weights[width - 1 + i][head].slice(0, width));
-  $("attention-say").textContent = drawAttention($("attention"), weights, read, letters.slice(width));
+function showAttention({ tokens, heads }) {
+  const { weights } = heads.flat()[$("head").selectedIndex];
+  const sep = tokens.indexOf(SEP);
+  const letters = tokens.map((id) => tokenizer.character(id));
+  const read = ["BOS", ...letters.slice(1, sep), "SEP"];
+  const shares = weights.slice(sep).map((row) => row.slice(0, read.length));
+  drawAttention($("attention"), shares, read, letters.slice(sep + 1));
 }
 
 // --- the beginning ---
 
 async function start() {
   if (!("DecompressionStream" in window)) throw new Error("this browser is too old; any since 2023 will do");
-  const json = (buffer) => JSON.parse(new TextDecoder().decode(buffer));
-  const sizes = json(await load("files.json"));
-  Object.assign($("progress"), { max: total(Object.values(sizes)), value: 0 });
-  const progress = (bytes) => ($("progress").value += bytes);
-  const loading = Object.keys(sizes).map(async (name) => [name, await load(name, progress)]);
-  const files = Object.fromEntries(await Promise.all(loading));
-  const recorded = json(files["spellings.json.gz"]);
-  for (const script of SCRIPTS) spellings[script] = new Map(Object.entries(recorded[script]));
-  const read = (name) => readSafetensors(files[`${name}.safetensors.gz`]);
-  const { metadata, tensors } = read("base");
-  model = new Model(JSON.parse(metadata.config), tensors);
-  tokenizer = new Tokenizer(metadata.characters);
-  for (const script of SCRIPTS) if (script !== BASE) adapters[script] = readAdapter(read(script));
-
-  const { n_layers, n_heads } = model.config;
-  Object.keys(model.layers).forEach((path) => $("layer").add(new Option(path)));
-  for (let i = 0; i < n_layers * n_heads; i++) {
-    const [block, head] = [Math.floor(i / n_heads), i % n_heads];
-    $("head").add(new Option(`block ${block}, head ${head}`, `${block} ${head}`));
+  const { metadata, tensors } = readSafetensors(await load("model.safetensors.gzip", $("progress")));
+  const { paths, scales, spellings, characters, ...known } = JSON.parse(metadata.page);
+  base = { tensors, ...known };
+  tokenizer = new Tokenizer(characters);
+  for (const path of paths) {
+    layers[path] = { weight: tensors[`${path}.weight`], bias: tensors[`${path}.bias`] };
+    $("layer").add(new Option(path));
   }
-  [$("layer").value, $("head").value] = ["blocks.1.attention.W_v", "1 1"];
+  for (const [script, scale] of Object.entries(scales)) {
+    const factor = (path, name) => tensors[`${script}.${path}.${name}`] ?? []; // the base has none
+    const pairs = (path) => factor(path, "A").map((a, k) => ({ a, b: factor(path, "B")[k] }));
+    const directions = Object.fromEntries(paths.map((path) => [path, pairs(path)]));
+    adapters[script] = { scale, directions, recorded: new Map(Object.entries(spellings[script])) };
+  }
+  const { n_layers, n_heads } = base.config;
+  for (let i = 0; i < n_layers * n_heads; i++) {
+    $("head").add(new Option(`block ${Math.floor(i / n_heads)}, head ${i % n_heads}`));
+  }
+  [$("layer").value, $("head").value] = ["blocks.1.attention.W_v", "block 1, head 1"];
   $("unseen").addEventListener("click", () => {
-    const towns = [...spellings[settings().script].keys()];
+    const towns = [...adapters[settings().script].recorded.keys()];
     $("town").value = towns[Math.floor(Math.random() * towns.length)];
     answer();
   });

@@ -28,20 +28,15 @@ export class Tokenizer {
   }
 }
 
-const LATIN = /^[A-Za-z\u00c0-\u024f\u1e00-\u1eff\u0300-\u036f '’‘ʼʻ`.,\-–・]$/; // lora_lib/names.py
-
 /** Why `name` cannot be written, and what to do, in the words of lora_course/widgets.py; or "". */
-export function problem(name, tokenizer, positions) {
-  const strange = [...new Set(name)].filter(
-    (character) => !LATIN.test(character) || tokenizer.encode(character).includes(UNK),
-  );
+export function problem(name, { readable, room }) {
+  const strange = [...new Set(name)].filter((character) => !readable.includes(character));
   if (strange.length) {
-    const shown = strange.slice(0, 5).map((character) => `“${character}”`).join(", ");
-    const why = `The adapters read names in Latin letters and cannot read ${shown}.`;
-    return `${why} Try a name such as Yerevan or São Paulo.`;
+    return `The adapters read names in Latin letters and cannot read “${strange.slice(0, 5).join("”, “")}”.
+      Try a name such as Yerevan or São Paulo.`;
   }
   if (!/\p{L}/u.test(name)) return "Type the name of a town in Latin letters, such as Yerevan.";
-  const [length, room] = [tokenizer.encode(name).length, positions - 3];
-  const long = `This name has ${length} characters, and the model has room for ${room}. Shorten it.`;
-  return length > room ? long : "";
+  const { length } = name.normalize("NFD");
+  if (length <= room) return "";
+  return `This name has ${length} characters, and the model has room for ${room}. Shorten it.`;
 }
