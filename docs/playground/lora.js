@@ -37,9 +37,11 @@ export function lora(layer, directions, scale, rank, x) {
 
 /** The layer whose weight is W + λ s B A: the same answers, and nothing beside it. */
 export function merge(layer, directions, scale, rank) {
-  const weight = layer.weight.map((row) => row.slice()); // W stays as it is
+  // W stays as it is: the sum is another matrix
+  const weight = layer.weight.map((row) => row.slice());
   for (const { a, b } of directions.slice(0, rank)) {
-    weight.forEach((row, i) => add(row, a, scale * b[i])); // b[i] a is row i of b a
+    // a direction adds b[i] a to row i
+    weight.forEach((row, i) => add(row, a, scale * b[i]));
   }
   return { ...layer, weight };
 }
