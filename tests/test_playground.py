@@ -99,23 +99,20 @@ def turn(page, **sliders: float) -> None:
     page.wait_for_selector(ANSWERED)
 
 
-def on_page(folder, script: str):
-    """Python's model with the numbers that the page has: float16, turned."""
-    model, _ = load_pretrained()
-    model.half().float()
-    if script != BASE_SCRIPT:
-        add_lora_to_model(model, rank=8, alpha=16.0, target_modules="all-linear")
-        tensors = load(gzip.decompress((folder / make_playground.DATA).read_bytes()))
-        for path, layer in model.named_modules():
-            if isinstance(layer, LoRALinear):
-                layer.lora_A.data.copy_(tensors[f"{script}.{path}.A"])
-                layer.lora_B.data.copy_(tensors[f"{script}.{path}.B"].T)
-    return model.eval()
-
-
 def shipped(script: str):
     model, _ = load_pretrained()
     return model if script == BASE_SCRIPT else load_adapter(model, adapter_directory(script))
+
+
+def on_page(folder, script: str):
+    """Python's model with the numbers that the page has: float16, turned."""
+    model = shipped(script)
+    tensors = load(gzip.decompress((folder / make_playground.DATA).read_bytes()))
+    for path, layer in model.named_modules():
+        if isinstance(layer, LoRALinear):
+            layer.lora_A.data.copy_(tensors[f"{script}.{path}.A"])
+            layer.lora_B.data.copy_(tensors[f"{script}.{path}.B"].T)
+    return model.half().float()
 
 
 @torch.no_grad()
