@@ -47,11 +47,11 @@ def data() -> bytes:
             A, B = strongest_first(layer.lora_A, layer.lora_B)
             tensors |= {f"{script}.{path}.A": A, f"{script}.{path}.B": B.T}
             scales[script] = layer.scaling
-    read = (c for c in map(chr, range(sys.maxunicode + 1)) if is_latin(c))
+    latin = (c for c in map(chr, range(sys.maxunicode + 1)) if is_latin(c))
     known = {
         "config": read_metadata()["config"],
         "characters": tokenizer.characters,
-        "readable": "".join(c for c in read if Tokenizer.UNK not in tokenizer.encode(c)),
+        "readable": "".join(c for c in latin if Tokenizer.UNK not in tokenizer.encode(c)),
         "room": base.max_len - len(tokenizer.prompt("")) - 1,  # one letter is to be written
         "paths": list(layers),
         "scales": scales,
