@@ -231,12 +231,18 @@ def test_the_rank_slider_cuts_as_python_does(page, tokenizer, merged):
 
 def test_what_is_shown_as_code_is_what_runs(page, folder):
     source = (folder / "lora.js").read_text("utf-8")
-    for merged, name in ((False, "lora"), (True, "merge")):
+    for merged, name, way, sums in (
+        (False, "lora", "beside", "h = W x + λ s B A x"),
+        (True, "merge", "merged", "h = (W + λ s B A) x"),
+    ):
         page.locator("#merged").set_checked(merged)
         page.wait_for_selector(ANSWERED)
         shown = page.locator("#code").text_content()
         assert shown.startswith(f"function {name}(") and f"export {shown}\n" in source
         assert len(shown.splitlines()) == (10 if name == "lora" else 9)
+        assert page.locator("#formula").inner_text() == f"{sums}, with s = α / r = 2"
+        weight = "td => getComputedStyle(td).fontWeight"
+        assert page.locator(f"#cost-{way} td").first.evaluate(weight) == "600"
 
 
 def test_costs_are_counted(page, base):
