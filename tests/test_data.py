@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from lora_lib import names
-from lora_lib.files import write_atomically
 from lora_lib.names import SCRIPTS, SPLITS, Pair, cache_folder, load_pairs, load_spellings, split_of
 from lora_lib.scores import error_rate
 from lora_lib.tasks import (
@@ -79,7 +78,7 @@ def test_spellings_hold_every_pair_grouped_and_a_limit_keeps_the_first_names():
     assert load_pairs("georgian", "test") == pairs  # a caller's list is the caller's own
 
 
-# --- files and the cache of names ----------------------------------------------------------------
+# --- the cache of names -------------------------------------------------------------------------
 
 
 def full_disk(*_):
@@ -106,16 +105,6 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_only_costs_time(
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == prepared
     else:
         assert list(folder.iterdir()) == []
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask to speak of")
-def test_a_file_is_written_with_the_permissions_of_any_other_new_file(tmp_path):
-    before = os.umask(0o027)
-    try:
-        write_atomically(tmp_path / "file", b"content")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
 
 
 # --- tokens --------------------------------------------------------------------------------------
