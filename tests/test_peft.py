@@ -8,19 +8,26 @@ import warnings
 import pytest
 import tiny_models
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
 from safetensors.torch import load_file
-from tiny_models import example, run, same, small, with_lora
+from tiny_models import example, fill, run, same, small, with_lora
 from torch import nn
+from transformers import CONFIG_MAPPING
 
 from lora_lib import (
     SCRIPTS,
     LoRALinear,
     adapter_directory,
+    add_lora_to_model,
+    freeze_non_lora_params,
     load_adapter,
     load_pretrained,
     lora_layers,
+    merge_lora_weights,
     save_adapter,
+    unload_lora,
 )
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
 
@@ -121,7 +128,7 @@ def test_a_new_layer_draws_A_from_the_same_distribution_as_peft():
 
 
 MODELS = {"ours": small, **{name: getattr(tiny_models, name) for name in (
-    "bert", "distilbert", "llama", "gpt2", "nested", "ambiguous", "odd_names", "convolutional",
+    "bert", "distilbert", "llama", "gpt2", "nested", "ambiguous", "convolutional",
 )}}  # fmt: skip
 CASES = [
     ("ours", dict(target_modules=("W_q", "W_v"))),
@@ -135,16 +142,12 @@ CASES = [
                         modules_to_save=("classifier", "pre_classifier"))),
     ("llama", dict(target_modules="all-linear", modules_to_save=("lm_head",))),
     ("llama", dict(target_modules=("q_proj",), modules_to_save=("layers.1.mlp", "model.norm"))),
-    ("nested", dict(target_modules=("deep.0.0", "in"))),
+    ("nested", dict(target_modules=("deep.0.0", "[0-9]"))),
+    ("nested", dict(target_modules="all-linear")),
     ("ambiguous", dict(target_modules="all-linear")),
-    ("odd_names", dict(target_modules="all-linear")),
     ("ambiguous", dict(target_modules="all-linear", modules_to_save=("1.1",))),
     ("convolutional", dict(target_modules="all-linear", modules_to_save=("1", "2"))),
 ]  # fmt: skip
-
-
-def input_of(name, model):
-    return torch.arange(16).view(2, 8) if name == "ours" else example(model)
 
 
 def disturb(*modules):
@@ -162,8 +165,7 @@ def disturb(*modules):
 def trained(name, settings, dtype=torch.float32):
     """(the model as if trained, an input, its output); the adapter has changed the output."""
     model = MODELS[name]().to(dtype)
-    x = input_of(name, model)
-    x = x.to(dtype) if x.is_floating_point() else x
+    x = example(model)
     plain = run(model, x)
     with_lora(model, size=0.5, **settings).eval()
     output = run(model, x)
@@ -197,17 +199,6 @@ def test_peft_loads_what_is_saved_here_and_what_it_saves_of_it_loads_here_again(
     )
 
 
-def test_peft_trains_on_from_what_is_saved_here(tmp_path):
-    model, x, _ = trained("ours", dict(modules_to_save=("classifier",)))
-    peft_model = in_peft(small(), save_adapter(model, tmp_path / "a"), is_trainable=True)
-    optimizer = torch.optim.SGD([p for p in peft_model.parameters() if p.requires_grad], lr=0.1)
-    peft_model(x).square().mean().backward()
-    optimizer.step()
-    peft_model.save_pretrained(tmp_path / "b")
-    load_adapter(model, tmp_path / "b")
-    assert torch.equal(model(x), peft_model(x))
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_shipped_adapter_gives_the_same_bits_in_peft(script, tokenizer):
     ids = torch.tensor([tokenizer.prompt("Tbilisi"), tokenizer.prompt("Kutaisi")])
@@ -216,14 +207,6 @@ def test_a_shipped_adapter_gives_the_same_bits_in_peft(script, tokenizer):
     adapted = load_adapter(base, adapter_directory(script))(ids)
     assert (adapted - plain).abs().max() > 1
     assert torch.equal(in_peft(load_pretrained()[0], adapter_directory(script))(ids), adapted)
-
-
-def test_a_directory_that_still_says_all_linear_loads(tmp_path):
-    model, x, output = trained("ours", dict(target_modules="all-linear"))
-    in_peft(small(), save_adapter(model, tmp_path / "new")).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"target_modules": "all-linear"}
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
-    assert torch.equal(load_adapter(small(), tmp_path)(x), output)
 
 
 # --- whole models: what PEFT makes ---------------------------------------------------------------
@@ -247,11 +230,19 @@ THEIRS = [
 ]  # fmt: skip
 
 
+OLD = [  # and what the configuration said in older files
+    ("ours", dict(target_modules="all-linear"), {"target_modules": "all-linear"}),
+    ("bert", dict(target_modules=["query"], task_type="SEQ_CLS"), {"modules_to_save": None}),
+]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("name", "settings"), THEIRS, ids=str)
-def test_what_peft_makes_loads_here_and_goes_back(name, settings, dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "settings", "said"), [*((*theirs, {}) for theirs in THEIRS), *OLD], ids=str
+)
+def test_what_peft_makes_loads_here_and_goes_back(name, settings, said, dtype, tmp_path):
     base = MODELS[name]().to(dtype)
-    x = input_of(name, base)
+    x = example(base)
     plain = run(base, x)
     theirs = get_peft_model(
         base, LoraConfig(r=4, lora_alpha=8, **settings), autocast_adapter_dtype=False
@@ -259,6 +250,8 @@ def test_what_peft_makes_loads_here_and_goes_back(name, settings, dtype, tmp_pat
     factors = [m for path, m in theirs.named_modules() if path.endswith("default")]
     disturb(*factors)
     theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text()) | said
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
     loaded = load_adapter(MODELS[name]().to(dtype), tmp_path).eval()
     assert (run(theirs, x) - plain).abs().max() > 1e-3
     assert torch.equal(run(loaded, x), run(theirs, x))
@@ -267,25 +260,17 @@ def test_what_peft_makes_loads_here_and_goes_back(name, settings, dtype, tmp_pat
     assert torch.equal(run(back, x), run(theirs, x))
 
 
-class WithConvolution(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.embed, self.out = nn.Conv1d(1, 2, 1), nn.Embedding(3, 2), nn.Linear(2, 2)
-
-
 REFUSED = [  # what PEFT is told, on which model, and the word in the refusal
     (dict(target_modules=["W_q"], use_dora=True), small, "use_dora is True"),
     (dict(target_modules=["W_q"], bias="all"), small, "bias is 'all'"),
     (dict(target_modules=["linear1"], lora_bias=True), small, "lora_bias is True"),
     (dict(target_modules=["W_q"], init_lora_weights="pissa"), small, "weights is 'pissa'"),
     (dict(target_modules=["q_proj"], layers_to_transform=[0]), tiny_models.llama,
-     "layers_to_transform is [0]"),
+     r"layers_to_transform is \[0\]"),
     (dict(target_modules=["q_proj"], layers_to_transform=0), tiny_models.llama,
      "missing base_model.model.model.layers.1"),
     (dict(target_modules=["W_q"], trainable_token_indices={"token_embedding": [1]}), small,
-     "trainable_token_indices is {'token_embedding': [1]}"),
-    (dict(target_modules=["embed"]), WithConvolution, "'embed' is a Embedding"),
-    (dict(target_modules=["conv"]), WithConvolution, "'conv' is a Conv1d"),
+     r"trainable_token_indices is {'token_embedding': \[1\]}"),
 ]  # fmt: skip
 
 
@@ -294,7 +279,7 @@ REFUSED = [  # what PEFT is told, on which model, and the word in the refusal
 def test_a_feature_of_peft_that_is_lacking_here_is_refused(refuses, tmp_path, settings, make, word):
     get_peft_model(make(), LoraConfig(r=4, **settings)).save_pretrained(tmp_path)
     model = make()
-    with refuses(model, ValueError, str(tmp_path), word):
+    with refuses(model, ValueError, word):
         load_adapter(model, tmp_path)
 
 
@@ -312,23 +297,8 @@ def test_base_weights_that_peft_saved_along_say_which_base_they_are_of(refuses, 
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     key = f"unexpected base_model.model.lm_head.{'' if resized else 'base_layer.'}weight"
-    with refuses(model, ValueError, key, "was the vocabulary resized?", "modules_to_save"):
+    with refuses(model, ValueError, f"{key}.*was the vocabulary resized.*modules_to_save"):
         load_adapter(model, tmp_path)
-
-
-def test_a_head_that_an_old_file_holds_without_saying_so_is_loaded(tmp_path):
-    theirs = get_peft_model(
-        tiny_models.bert(), LoraConfig(target_modules=["query"], task_type="SEQ_CLS")
-    ).eval()
-    nn.init.ones_(theirs.base_model.model.classifier.modules_to_save["default"].bias)
-    theirs.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / CONFIG_FILE).read_text())
-    assert config["modules_to_save"]
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | {"modules_to_save": None}))
-    loaded, x = load_adapter(tiny_models.bert(), tmp_path), example(tiny_models.bert())
-    assert torch.equal(run(loaded, x), run(theirs, x))
-    assert save_adapter(loaded, tmp_path / "again")
-    assert torch.equal(run(load_adapter(tiny_models.bert(), tmp_path / "again"), x), run(loaded, x))
 
 
 class Evil:
@@ -350,3 +320,93 @@ def test_a_pickled_file_is_read_and_code_in_it_never_runs(refuses, tmp_path):
     with refuses(fresh, ValueError, "holds more than tensors, and was not run"):
         load_adapter(fresh, tmp_path)
     assert not Evil.ran
+
+
+# --- many architectures, on the usual targets and on all linear layers ---------------------------
+
+QV, QUERY = ["q_proj", "v_proj"], ["query", "value"]
+ARCHITECTURES = {name: USUAL[name] for name in (
+    "bart", "bert", "bloom", "codegen", "deberta", "deberta-v2", "electra", "gemma", "gemma2",
+    "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "llama", "mistral", "mpt", "mt5", "opt", "phi",
+    "qwen2", "qwen3", "roberta", "rwkv", "stablelm", "t5", "xlm-roberta",
+)} | dict(
+    albert=QUERY, big_bird=QUERY, biogpt=QV, blenderbot=QV, camembert=QUERY, cohere2=QV,
+    convbert=QUERY, distilbert=["q_lin", "v_lin"], ernie=QUERY, exaone4=QV, flaubert=["q_lin"],
+    fnet=["dense"], gemma3_text=QV, glm4=QV, granite=QV, helium=QV, marian=QV, mbart=QV,
+    mixtral=QV, mobilebert=QUERY, modernbert=["Wqkv"], nystromformer=QUERY, olmo2=QV, olmoe=QV,
+    pegasus=QV, persimmon=["query_key_value"], phi3=["qkv_proj"], qwen3_moe=QV, smollm3=QV,
+    starcoder2=QV, umt5=["q", "v"], whisper=QV, xglm=QV,
+)  # fmt: skip
+# On all linear layers PEFT is without effect on one whose weight is read, and turns those of
+# experts into parameters of its own (see save_adapter).
+OTHERWISE_IN_PEFT = ("mobilebert", "mixtral", "olmoe", "qwen3_moe")
+
+# What a configuration calls its sizes; each takes what it knows.
+SIZES = dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim"), 32) | dict.fromkeys(
+    ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"),
+    2) | dict.fromkeys(
+    ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
+     "decoder_attention_heads", "num_experts", "num_local_experts", "rotary_dim",
+     "relative_attention_num_buckets"), 4) | dict.fromkeys(
+    ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim",
+     "hidden_dim"), 48) | dict.fromkeys(
+    ("max_position_embeddings", "n_positions"), 32) | dict(
+    vocab_size=50, num_key_value_heads=2, d_kv=8, head_dim=8, word_embed_proj_dim=32,
+    embedding_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    num_experts_per_tok=2, moe_intermediate_size=16, sliding_window=8)  # fmt: skip
+KINDS = (
+    transformers.AutoModelForCausalLM,
+    transformers.AutoModelForSeq2SeqLM,
+    transformers.AutoModelForMaskedLM,
+)
+
+
+def tiny(name):
+    known = CONFIG_MAPPING[name]()
+    sizes = {k: v for k, v in SIZES.items() if hasattr(known, k) or k in known.attribute_map}
+    config = CONFIG_MAPPING[name](**sizes)
+    kind = next(kind for kind in KINDS if type(config) in kind._model_mapping)
+    torch.manual_seed(0)
+    return kind.from_config(config).eval()
+
+
+@torch.no_grad()
+def logits(model):
+    ids = torch.randint(3, 50, (2, 8), generator=torch.Generator().manual_seed(1))
+    two = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    return model(input_ids=ids, **two)[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture(name, tmp_path):
+    for targets in (ARCHITECTURES[name], "all-linear"):
+        model = tiny(name)
+        try:
+            plain = logits(model)
+        except NotImplementedError as error:  # of experts, in PyTorch 2.8 without a GPU
+            pytest.skip(f"the model itself does not run here: {str(error).splitlines()[0]}")
+        add_lora_to_model(model, 4, 8.0, targets)
+        assert torch.equal(logits(model), plain)
+        freeze_non_lora_params(fill(model, 0.2))
+        output = logits(model)
+        assert (output - plain).abs().max() > 1e-4
+
+        if targets != "all-linear" or name not in OTHERWISE_IN_PEFT:
+            directory = save_adapter(model, tmp_path / "ours")
+            theirs = PeftModel.from_pretrained(tiny(name), directory).eval()
+            assert torch.equal(logits(theirs), output), "PEFT reads ours"
+
+            at_random = dict(target_modules=targets, init_lora_weights=False)
+            settings = LoraConfig(r=4, lora_alpha=8, **at_random)
+            theirs = get_peft_model(tiny(name), settings).eval()
+            theirs.save_pretrained(tmp_path / "theirs")
+            loaded = load_adapter(tiny(name), tmp_path / "theirs")
+            assert torch.equal(logits(loaded), logits(theirs)), "we read PEFT's"
+
+        tied = model.get_output_embeddings() in [layer for layer in lora_layers(model)]
+        if not (tied and model.config.tie_word_embeddings):
+            merge_lora_weights(model)
+            torch.testing.assert_close(logits(model), output, atol=2e-4, rtol=1e-3)
+        unload_lora(model, merge=False)
+        assert torch.equal(logits(model), plain)

@@ -44,10 +44,6 @@ def gpt2() -> nn.Module:
     return build(transformers.GPT2LMHeadModel, **size)
 
 
-def vit() -> nn.Module:
-    return build(transformers.ViTForImageClassification, image_size=16, patch_size=8, **SMALL)
-
-
 def build(kind: type, **settings) -> nn.Module:
     torch.manual_seed(0)
     return kind(kind.config_class(**settings)).eval()
@@ -59,16 +55,18 @@ def small(width: int = 24) -> SmallTransformer:
 
 
 class Nested(nn.Module):
-    """Lists and dicts in one another. The path "0" of its Sequential ends other paths too."""
+    """Lists and dicts in one another. The names mean something in a regular expression, and "c++"
+    is the end of another path."""
 
     def __init__(self):
         super().__init__()
-        self.parts = nn.ModuleDict(
-            {"in": nn.Linear(6, 8), "deep": nn.ModuleList([nn.ModuleList([nn.Linear(8, 8)])])}
-        )
+        deep = nn.ModuleList([nn.ModuleList([nn.Linear(8, 8)])])
+        self.parts = nn.ModuleDict({"c++": nn.ReLU(), "[0-9]": nn.Linear(6, 8), "deep": deep})
+        self.add_module("c++", nn.Linear(8, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.parts["deep"][0][0](self.parts["in"](x).relu())
+        x = self.parts["c++"](self.parts["[0-9]"](x))
+        return getattr(self, "c++")(self.parts["deep"][0][0](x))
 
 
 def nested() -> nn.Module:
@@ -78,23 +76,6 @@ def nested() -> nn.Module:
 def ambiguous() -> nn.Module:
     """ "0" is an nn.Linear; by the rule for names it is also "1.0", which is none."""
     return seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 3))))
-
-
-class OddNames(nn.Module):
-    """The names mean something in a regular expression, and "c++" is the end of another path."""
-
-    def __init__(self):
-        super().__init__()
-        self.parts = nn.ModuleDict({"c++": nn.ReLU(), "[0-9]": nn.Linear(6, 8)})
-        self.add_module("c++", nn.Linear(8, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.parts["c++"](self.parts["[0-9]"](x))
-        return getattr(self, "c++")(x)
-
-
-def odd_names() -> nn.Module:
-    return seeded(OddNames)
 
 
 def convolutional() -> nn.Module:
@@ -148,11 +129,10 @@ def fill(model: nn.Module, size: float = 0.1) -> nn.Module:
 
 def example(model: nn.Module) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    if not isinstance(model, transformers.PreTrainedModel):
-        return torch.randn(5, 6, generator=generator)
-    if model.main_input_name == "pixel_values":
-        return torch.randn(2, 3, 16, 16, generator=generator).to(model.dtype)
-    return torch.randint(50, (2, 8), generator=generator)
+    if isinstance(model, SmallTransformer | transformers.PreTrainedModel):
+        return torch.randint(20, (2, 8), generator=generator)
+    *_, bias = model.parameters()  # the first weight may be of integers
+    return torch.randn(5, 6, generator=generator).to(bias.dtype)
 
 
 def run(model: nn.Module, x: Tensor) -> Tensor:
