@@ -6,7 +6,6 @@ the state dict.
 
 import json
 import math
-import pickle
 import re
 import shutil
 
@@ -88,7 +87,7 @@ class Extra(nn.Linear):
         return {"steps": 3}
 
 
-def other_head(change):
+def changed(change):
     def make():
         model = adapted()
         change(model)
@@ -174,11 +173,8 @@ INJECTING = [
     # modules to save
     (plain, inject(modules_to_save="classifier"), ValueError,
      r"modules_to_save is 'classifier'; give a list of names, such as \['classifier'\]"),
-    (plain, inject(modules_to_save=[3]), ValueError, r"modules_to_save is \(3,\); give a list"),
     (plain, inject(modules_to_save=["head"]), ValueError,
      r"modules_to_save \['head'\] match no module; at the top are: .*final_norm, classifier"),
-    (plain, inject(target_modules=["classifier"], modules_to_save=["classifier"]), ValueError,
-     r"match nothing outside modules_to_save \('classifier',\)"),
     (tiny_models.distilbert,
      inject(target_modules=["pre_classifier"], modules_to_save=["classifier"]), ValueError,
      r"match nothing outside modules_to_save \('classifier',\)"),
@@ -200,7 +196,6 @@ INJECTING = [
      "model is wrapped in DataParallel; add LoRA to the plain model first, then wrap it"),
     (lambda: nn.Sequential(torch.compile(plain())), inject(), ValueError, "0 is wrapped in Optim"),
     (adapted, inject(), ValueError, r"has LoRA layers already; .*unload_lora\(model\)"),
-    (nn.Sequential, inject(target_modules="all-linear"), ValueError, "no nn.Linear below"),
     (lambda: nn.Linear(2, 2), inject(target_modules="all-linear"), ValueError,
      "no nn.Linear below this model; if it is one itself, pass what holds it"),
     (lazy, inject(target_modules="all-linear"), TypeError, "'1' has no shape yet; run the"),
@@ -226,10 +221,16 @@ USING = [
     *((make, function, ValueError, "add_lora_to_model did not put into it: pass the model that")
       for make in (lambda: adapted().blocks, by_hand, lambda: one_more_by_hand(adapted()))
       for function in (freeze_non_lora_params, merge_lora_weights, unload_lora, save)),
-    *((other_head(change), function, ValueError, "'classifier' in modules_to_save was replaced, wr")
+    *((changed(change), function, ValueError, "'classifier' in modules_to_save was replaced, wr")
       for change in (lambda model: setattr(model, "classifier", nn.Linear(24, 5)),
                      lambda model: nn.utils.parametrizations.weight_norm(model.classifier))
       for function in (freeze_non_lora_params, save)),
+    (changed(lambda model: setattr(next(lora_layers(model)), "alpha", 0.0)), save, ValueError,
+     "alpha is 0.0; it must be a positive number"),
+    *((changed(lambda model, get=get: nn.init.constant_(get(model), math.inf)), save, ValueError,
+       "is not finite .*nothing was written")
+      for get in (lambda model: next(lora_layers(model)).lora_B,
+                  lambda model: model.classifier.bias)),
     (lambda: merged().train(), lambda model: model(torch.zeros(1, 8).long()), RuntimeError,
      r"merged, so its factors would get no gradient: call unmerge_lora_weights\(model\)"),
     (infinite, merge_lora_weights, FloatingPointError, r"not finite, so nothing was merged.*e\+38"),
@@ -287,10 +288,8 @@ LOADING = [
     (plain, shutil.rmtree, FileNotFoundError, f"there is no {CONFIG_FILE} in "),
     (adapted, lambda d: (d / WEIGHTS_FILE).unlink(), FileNotFoundError, f"no {WEIGHTS_FILE}"),
     (plain, pickled, ValueError, "damaged|holds more than tensors, and was not run"),
-    (plain, content(WEIGHTS_FILE, pickle.dumps({KEY: 1})), ValueError, "damaged.*save it anew"),
     (adapted, cut(WEIGHTS_FILE, 50), ValueError, "damaged.*save it anew"),
     (adapted, cut(CONFIG_FILE, 50), ValueError, "damaged.*save it anew"),
-    (plain, content(CONFIG_FILE, b"\xff\xfe"), ValueError, "damaged.*save it anew"),
     (plain, content(CONFIG_FILE, b"[1, 2]"), ValueError, "is not a JSON object"),
     (plain, content(CONFIG_FILE, b"{}"), ValueError, "mixes two saves: r is None"),
     # configuration
@@ -311,7 +310,6 @@ LOADING = [
     (plain, config(rank_pattern={"W_q": 0}), ValueError, "rank is 0; it must be a positive"),
     (plain, config(rank_pattern={"W_q": 2}), ValueError, r"\(4, 24\), the model needs \(2, 24\)"),
     (plain, config(use_something_new=True), ValueError, "use_something_new is True"),
-    (plain, config(output_scale=0.5), ValueError, "output_scale is 0.5, which this library lacks"),
     (plain, config(layers_to_transform=0), ValueError, "layers_to_transform is 0, which this"),
     (plain, config(r=10**13), ValueError, r"\(4, 24\), the model needs \(10000000000000, 24\)"),
     (lambda: add_lora_to_model(plain(), 2, modules_to_save=["classifier"])[0], config(r=2),
@@ -322,16 +320,11 @@ LOADING = [
      r"modules_to_save are \('classifier',\), but \(\) on the model.* call unload_lora"),
     # tensors
     (plain, tensors(lambda t: t.pop(KEY)), ValueError, f"missing {KEY}"),
-    (adapted, tensors(lambda t: t.pop(HEAD)), ValueError, f"missing {HEAD}"),
-    (plain, tensors(lambda t: t.update(extra=torch.ones(2))), ValueError, "unexpected extra"),
-    (plain, tensors(lambda t: t.update({KEY: torch.ones(5, 24)})), ValueError,
-     rf"{KEY} has shape \(5, 24\), the model needs \(4, 24\)"),
     (lambda: plain(32), lambda d: None, ValueError,
      rf"{KEY} has shape \(4, 24\), the model needs \(4, 32\)"),
     (plain, tensors(lambda t: t.update({KEY: torch.ones(4, 24, dtype=torch.int8)})), ValueError,
      f"{KEY} is torch.int8, the model needs torch.float32"),
     (adapted, tensors(lambda t: t[KEY].fill_(math.nan)), ValueError, f"{KEY} is not finite"),
-    (tiny_models.bert, lambda d: None, ValueError, r"\['W_q', 'W_v'\] match nothing"),
     (lambda: add_lora_to_model(plain(), 4, 12.0, ["W_q"], modules_to_save=["classifier"])[0],
      lambda d: None, ValueError, "its LoRA layers are others"),
     (merged, lambda d: None, ValueError, r"is merged; call unmerge_lora_weights\(model\) first"),
@@ -348,10 +341,12 @@ def table(rows):
 
 
 @table(INJECTING + USING)
-def test_what_cannot_be_done_is_refused(refuses, make, act, error, words):
+def test_what_cannot_be_done_is_refused(refuses, tmp_path, monkeypatch, make, act, error, words):
+    monkeypatch.chdir(tmp_path)
     model = make()
     with refuses(model, error, words):
         act(model)
+    assert list(tmp_path.iterdir()) == []  # nothing was saved
 
 
 @table(LOADING)

@@ -230,15 +230,18 @@ THEIRS = [
 ]  # fmt: skip
 
 
-OLD = [  # and what the configuration said in older files
+OTHERWISE = [  # and what the configuration says: in older files, or of what is not computed
     ("ours", dict(target_modules="all-linear"), {"target_modules": "all-linear"}),
     ("bert", dict(target_modules=["query"], task_type="SEQ_CLS"), {"modules_to_save": None}),
-]
+    ("ours", dict(target_modules=["W_q"]), {
+        "loraplus_lr_ratio": 16.0, "loraplus_lr_embedding": 1e-6, "corda_config": {"a": 1},
+        "base_model_name_or_path": "mine", "task_type": "FEATURE_EXTRACTION"}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("name", "settings", "said"), [*((*theirs, {}) for theirs in THEIRS), *OLD], ids=str
+    ("name", "settings", "said"), [*((*theirs, {}) for theirs in THEIRS), *OTHERWISE], ids=str
 )
 def test_what_peft_makes_loads_here_and_goes_back(name, settings, said, dtype, tmp_path):
     base = MODELS[name]().to(dtype)
