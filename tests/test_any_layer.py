@@ -15,19 +15,13 @@ import tiny_models
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from tiny_models import build, fill, run, same, seeded, with_lora
+import transformers
+from tiny_models import fill, run, same, seeded, tiny, with_lora
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    FalconMambaForCausalLM,
-    Llama4ForCausalLM,
-    MambaForCausalLM,
-    Wav2Vec2ForXVector,
-    WavLMForSequenceClassification,
-)
 
 from lora_lib import (
     LoRALinear,
@@ -117,12 +111,9 @@ def hooked(**hooks):
     return make
 
 
-SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
-AUDIO = SMALL | dict(conv_dim=(8,), conv_stride=(4,), conv_kernel=(4,), num_conv_pos_embeddings=4,
-                     num_conv_pos_embedding_groups=2)  # fmt: skip
-MAMBA = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, state_size=4, time_step_rank=4)
-
-
+AUDIO = dict(conv_dim=(8,), conv_stride=(4,), conv_kernel=(4,), num_conv_pos_embeddings=4,
+             num_conv_pos_embedding_groups=2)  # fmt: skip
+MAMBA = dict(state_size=4, time_step_rank=4)
 KINDS = {  # name → (how the model is made, targets)
     "masked": (alone(lambda: Masked(6, 6)), "all-linear"),
     "bound": (alone(lambda: Bound(6, 6)), "all-linear"),
@@ -135,16 +126,17 @@ KINDS = {  # name → (how the model is made, targets)
     # Traced, without a compiler.
     "compiled": (lambda: torch.compile(tiny_models.nested(), backend="eager"), "all-linear"),
     "GPT-2": (tiny_models.gpt2, ["c_attn", "c_proj", "c_fc"]),
-    "WavLM": (partial(build, WavLMForSequenceClassification, **AUDIO, num_labels=3),
+    "WavLM": (partial(tiny, transformers.WavLMForSequenceClassification, **AUDIO),
               ["q_proj", "k_proj", "v_proj", "out_proj"]),
     "Wav2Vec2 x-vector": (
-        partial(build, Wav2Vec2ForXVector, **AUDIO, tdnn_dim=(16, 16), tdnn_kernel=(2, 1),
-                tdnn_dilation=(1, 1), xvector_output_dim=8), ["kernel", "q_proj"]),
-    "Mamba": (partial(build, MambaForCausalLM, **MAMBA),
+        partial(tiny, transformers.Wav2Vec2ForXVector, **AUDIO, tdnn_dim=(16, 16),
+                tdnn_kernel=(2, 1), tdnn_dilation=(1, 1), xvector_output_dim=8),
+        ["kernel", "q_proj"]),
+    "Mamba": (partial(tiny, transformers.MambaForCausalLM, **MAMBA),
               ["in_proj", "x_proj", "dt_proj", "out_proj"]),
-    "FalconMamba": (partial(build, FalconMambaForCausalLM, **MAMBA), ["dt_proj", "x_proj"]),
-    "Llama 4": (partial(build, Llama4ForCausalLM, vocab_size=50, **SMALL, intermediate_size_mlp=48,
-                        num_key_value_heads=2, num_local_experts=2, head_dim=8, pad_token_id=0),
+    "FalconMamba": (partial(tiny, transformers.FalconMambaForCausalLM, **MAMBA),
+                    ["dt_proj", "x_proj"]),
+    "Llama 4": (partial(tiny, transformers.Llama4ForCausalLM, intermediate_size_mlp=48),
                 ["router", "q_proj", "o_proj"]),
     **{name: (getattr(tiny_models, name), "all-linear") for name in (
         "nested", "ambiguous", "convolutional", "shared_block")},

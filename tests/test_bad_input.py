@@ -111,6 +111,10 @@ def replaced_forward(model):
     return model
 
 
+def tied_llama():
+    return tiny_models.llama(tie_word_embeddings=True)
+
+
 def lazy():
     return nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2))
 
@@ -178,7 +182,7 @@ INJECTING = [
     (tiny_models.distilbert,
      inject(target_modules=["pre_classifier"], modules_to_save=["classifier"]), ValueError,
      r"match nothing outside modules_to_save \('classifier',\)"),
-    (tiny_models.tied_llama,
+    (tied_llama,
      inject(target_modules=["q_proj"], modules_to_save=["lm_head"]), ValueError,
      "'lm_head' in modules_to_save is tied to another module.* untie it first"),
     (plain, inject(target_modules=["W_q"],
@@ -235,7 +239,7 @@ USING = [
      r"merged, so its factors would get no gradient: call unmerge_lora_weights\(model\)"),
     (infinite, merge_lora_weights, FloatingPointError, r"not finite, so nothing was merged.*e\+38"),
     (infinite, unload_lora, FloatingPointError, "not finite, so nothing was merged"),
-    *((lambda: with_lora(tiny_models.tied_llama(), ["lm_head"]), function, ValueError,
+    *((lambda: with_lora(tied_llama(), ["lm_head"]), function, ValueError,
        "tied to another module.*keep the adapter unmerged, or untie")
       for function in (merge_lora_weights, unload_lora)),
     *((lambda: with_lora(tiny_models.llama(), ["lm_head"]), assign(name), TypeError,

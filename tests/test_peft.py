@@ -8,13 +8,17 @@ import warnings
 import pytest
 import tiny_models
 import torch
-import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
 from safetensors.torch import load_file
-from tiny_models import example, fill, run, same, small, with_lora
+from tiny_models import example, fill, run, same, small, tiny, with_lora
 from torch import nn
-from transformers import CONFIG_MAPPING
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+)
 
 from lora_lib import (
     SCRIPTS,
@@ -344,33 +348,11 @@ ARCHITECTURES = {name: USUAL[name] for name in (
 # experts into parameters of its own (see save_adapter).
 OTHERWISE_IN_PEFT = ("mobilebert", "mixtral", "olmoe", "qwen3_moe")
 
-# What a configuration calls its sizes; each takes what it knows.
-SIZES = dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim"), 32) | dict.fromkeys(
-    ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"),
-    2) | dict.fromkeys(
-    ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
-     "decoder_attention_heads", "num_experts", "num_local_experts", "rotary_dim",
-     "relative_attention_num_buckets"), 4) | dict.fromkeys(
-    ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim",
-     "hidden_dim"), 48) | dict.fromkeys(
-    ("max_position_embeddings", "n_positions"), 32) | dict(
-    vocab_size=50, num_key_value_heads=2, d_kv=8, head_dim=8, word_embed_proj_dim=32,
-    embedding_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-    num_experts_per_tok=2, moe_intermediate_size=16, sliding_window=8)  # fmt: skip
-KINDS = (
-    transformers.AutoModelForCausalLM,
-    transformers.AutoModelForSeq2SeqLM,
-    transformers.AutoModelForMaskedLM,
-)
 
-
-def tiny(name):
-    known = CONFIG_MAPPING[name]()
-    sizes = {k: v for k, v in SIZES.items() if hasattr(known, k) or k in known.attribute_map}
-    config = CONFIG_MAPPING[name](**sizes)
-    kind = next(kind for kind in KINDS if type(config) in kind._model_mapping)
-    torch.manual_seed(0)
-    return kind.from_config(config).eval()
+def tiny_model(name):
+    autos = AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForMaskedLM
+    kinds = (auto._model_mapping.get(CONFIG_MAPPING[name], None) for auto in autos)
+    return tiny(next(filter(None, kinds)))
 
 
 @torch.no_grad()
@@ -384,7 +366,7 @@ def logits(model):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_architecture(name, tmp_path):
     for targets in (ARCHITECTURES[name], "all-linear"):
-        model = tiny(name)
+        model = tiny_model(name)
         try:
             plain = logits(model)
         except NotImplementedError as error:  # of experts, in PyTorch 2.8 without a GPU
@@ -397,14 +379,14 @@ def test_an_architecture(name, tmp_path):
 
         if targets != "all-linear" or name not in OTHERWISE_IN_PEFT:
             directory = save_adapter(model, tmp_path / "ours")
-            theirs = PeftModel.from_pretrained(tiny(name), directory).eval()
+            theirs = PeftModel.from_pretrained(tiny_model(name), directory).eval()
             assert torch.equal(logits(theirs), output), "PEFT reads ours"
 
             at_random = dict(target_modules=targets, init_lora_weights=False)
             settings = LoraConfig(r=4, lora_alpha=8, **at_random)
-            theirs = get_peft_model(tiny(name), settings).eval()
+            theirs = get_peft_model(tiny_model(name), settings).eval()
             theirs.save_pretrained(tmp_path / "theirs")
-            loaded = load_adapter(tiny(name), tmp_path / "theirs")
+            loaded = load_adapter(tiny_model(name), tmp_path / "theirs")
             assert torch.equal(logits(loaded), logits(theirs)), "we read PEFT's"
 
         tied = model.get_output_embeddings() in [layer for layer in lora_layers(model)]

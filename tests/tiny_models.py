@@ -4,6 +4,8 @@ Every function gives the same weights each time, in eval mode. `run(model)` feed
 of its kind and returns one tensor.
 """
 
+from functools import partial
+
 import torch
 import transformers
 from torch import Tensor, nn
@@ -14,39 +16,32 @@ from lora_lib.model import SmallTransformer
 
 transformers.logging.set_verbosity_error()
 
-TEXT = dict(vocab_size=50, max_position_embeddings=16)
-SMALL = dict(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=3
-)
+# What a configuration calls its sizes; each takes what it knows.
+SIZES = dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim"), 32) | dict.fromkeys(
+    ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"),
+    2) | dict.fromkeys(
+    ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
+     "decoder_attention_heads", "num_experts", "num_local_experts", "rotary_dim",
+     "relative_attention_num_buckets"), 4) | dict.fromkeys(
+    ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim",
+     "hidden_dim"), 48) | dict.fromkeys(
+    ("max_position_embeddings", "n_positions"), 32) | dict(
+    vocab_size=50, num_key_value_heads=2, d_kv=8, head_dim=8, word_embed_proj_dim=32,
+    embedding_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    num_experts_per_tok=2, moe_intermediate_size=16, sliding_window=8)  # fmt: skip
 
 
-def bert() -> nn.Module:
-    return build(transformers.BertForSequenceClassification, **TEXT, **SMALL)
+def tiny(kind: type, **settings) -> nn.Module:
+    """A model of one of transformers' classes."""
+    known = kind.config_class()
+    sizes = {k: v for k, v in SIZES.items() if hasattr(known, k) or k in known.attribute_map}
+    return seeded(lambda: kind(kind.config_class(**sizes | settings)))
 
 
-def distilbert() -> nn.Module:
-    """Its last layers are called pre_classifier and classifier."""
-    size = dict(dim=32, n_layers=2, n_heads=4, hidden_dim=48, num_labels=3)
-    return build(transformers.DistilBertForSequenceClassification, **TEXT, **size)
-
-
-def llama(tied: bool = False) -> nn.Module:
-    grouped = dict(num_key_value_heads=2, tie_word_embeddings=tied)
-    return build(transformers.LlamaForCausalLM, **TEXT, **SMALL, **grouped)
-
-
-def tied_llama() -> nn.Module:
-    return llama(tied=True)
-
-
-def gpt2() -> nn.Module:
-    size = dict(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16)
-    return build(transformers.GPT2LMHeadModel, **size)
-
-
-def build(kind: type, **settings) -> nn.Module:
-    torch.manual_seed(0)
-    return kind(kind.config_class(**settings)).eval()
+bert = partial(tiny, transformers.BertForSequenceClassification)
+distilbert = partial(tiny, transformers.DistilBertForSequenceClassification)
+llama = partial(tiny, transformers.LlamaForCausalLM)
+gpt2 = partial(tiny, transformers.GPT2LMHeadModel)
 
 
 def small(width: int = 24) -> SmallTransformer:
