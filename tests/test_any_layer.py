@@ -97,6 +97,16 @@ class Attention(nn.Module):
         return self.attention(x[None], x[None], x[None], need_weights=False)[0]
 
 
+Encoder = partial(nn.TransformerEncoderLayer, 6, 2, 8, batch_first=True)  # has a fast path
+
+
+class Shared(nn.Sequential):
+    """What holds the layer is in two places, the layer in one."""
+
+    def __init__(self):
+        super().__init__(*2 * [nn.Sequential(nn.Linear(6, 6), nn.Tanh())])
+
+
 def alone(layer):
     return lambda: seeded(lambda: nn.Sequential(layer(), nn.Tanh(), nn.Linear(6, 3)))
 
@@ -120,7 +130,8 @@ KINDS = {  # name → (how the model is made, targets)
     "router": (partial(seeded, Routed), "all-linear"),
     "tied autoencoder": (partial(seeded, Autoencoder), "all-linear"),
     "attention's out_proj": (partial(seeded, Attention), ["out_proj"]),
-    "encoder layer": (tiny_models.fused, "all-linear"),
+    "encoder layer": (partial(seeded, Encoder), "all-linear"),
+    "shared block": (partial(seeded, Shared), "all-linear"),
     "input hook": (hooked(register_forward_pre_hook=lambda m, x: (x[0].sin(),)), "all-linear"),
     "output hook": (hooked(register_forward_hook=lambda m, x, y: y.relu()), "all-linear"),
     # Traced, without a compiler.
@@ -139,7 +150,7 @@ KINDS = {  # name → (how the model is made, targets)
     "Llama 4": (partial(tiny, transformers.Llama4ForCausalLM, intermediate_size_mlp=48),
                 ["router", "q_proj", "o_proj"]),
     **{name: (getattr(tiny_models, name), "all-linear") for name in (
-        "nested", "ambiguous", "convolutional", "shared_block")},
+        "nested", "ambiguous", "convolutional")},
 }  # fmt: skip
 
 

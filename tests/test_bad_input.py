@@ -96,15 +96,6 @@ def changed(change):
     return make
 
 
-def by_hand():
-    return nn.Sequential(LoRALinear(nn.Linear(3, 3)))
-
-
-def one_more_by_hand(model):
-    model.more = LoRALinear(nn.Linear(3, 3))
-    return model
-
-
 def replaced_forward(model):
     linear = model.blocks[0].attention.W_q
     linear.forward = lambda x: 2 * type(linear).forward(linear, x)
@@ -113,10 +104,6 @@ def replaced_forward(model):
 
 def tied_llama():
     return tiny_models.llama(tie_word_embeddings=True)
-
-
-def lazy():
-    return nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2))
 
 
 def inject(**settings):
@@ -172,7 +159,8 @@ INJECTING = [
     (plain, inject(target_modules=re.compile("W_q")), ValueError, "match nothing outside"),
     (plain, inject(target_modules=["W_q", "final_norm"]), TypeError,
      "target 'final_norm' is a LayerNorm; LoRA here adapts nn.Linear only"),
-    (tiny_models.shared_layer, inject(target_modules=["0"]), ValueError, "in several places"),
+    (lambda: nn.Sequential(*2 * [nn.Linear(3, 3)]), inject(target_modules=["0"]), ValueError,
+     "in several places"),
     (lambda: replaced_forward(plain()), inject(), TypeError, "W_q' was replaced on this one mod"),
     # modules to save
     (plain, inject(modules_to_save="classifier"), ValueError,
@@ -202,7 +190,8 @@ INJECTING = [
     (adapted, inject(), ValueError, r"has LoRA layers already; .*unload_lora\(model\)"),
     (lambda: nn.Linear(2, 2), inject(target_modules="all-linear"), ValueError,
      "no nn.Linear below this model; if it is one itself, pass what holds it"),
-    (lazy, inject(target_modules="all-linear"), TypeError, "'1' has no shape yet; run the"),
+    (lambda: nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2)), inject(target_modules="all-linear"),
+     TypeError, "'1' has no shape yet; run the"),
     (lambda: plain().to("meta"), inject(), ValueError, NO_MEMORY),
     *((plain, lambda model, act=act: act((model, [])), TypeError,
        "model is a tuple.*model, layers = add_lora_to_model")
@@ -223,7 +212,8 @@ USING = [
       for function in (freeze_non_lora_params, merge_lora_weights, unload_lora, save,
                        lambda model: load_adapter(model, adapter_directory("greek")))),
     *((make, function, ValueError, "add_lora_to_model did not put into it: pass the model that")
-      for make in (lambda: adapted().blocks, by_hand, lambda: one_more_by_hand(adapted()))
+      for make in (lambda: adapted().blocks, lambda: nn.Sequential(LoRALinear(nn.Linear(3, 3))),
+                   changed(lambda model: model.add_module("more", LoRALinear(nn.Linear(3, 3)))))
       for function in (freeze_non_lora_params, merge_lora_weights, unload_lora, save)),
     *((changed(change), function, ValueError, "'classifier' in modules_to_save was replaced, wr")
       for change in (lambda model: setattr(model, "classifier", nn.Linear(24, 5)),

@@ -29,18 +29,8 @@ def language_model():
     return small(num_classes=VOCAB, language_model=True)
 
 
-@pytest.fixture
-def classifier():
-    return small(num_classes=3)
-
-
-@pytest.fixture
-def ids():
-    return torch.randint(5, VOCAB, (4, 10), generator=torch.Generator().manual_seed(0))
-
-
 def test_what_a_model_is_is_said_and_never_guessed_from_its_numbers(ids):
-    assert small(num_classes=VOCAB, language_model=True)(ids).shape == (4, 10, VOCAB)
+    assert small(num_classes=VOCAB, language_model=True)(ids).shape == (4, 8, VOCAB)
     assert small(num_classes=3)(ids).shape == (4, 3)
     assert small(num_classes=VOCAB)(ids).shape == (4, VOCAB)  # as many classes as tokens
 
@@ -54,8 +44,8 @@ def test_no_position_sees_the_future(language_model, ids):
 
 
 @pytest.mark.parametrize("dtype", [torch.long, torch.bool, torch.float32])
-def test_the_classifier_reads_the_last_token_of_each_row_and_no_padding(classifier, ids, dtype):
-    mask = torch.arange(10) < torch.tensor([[3], [10], [1], [6]])
+def test_the_classifier_reads_the_last_token_of_each_row_and_no_padding(ids, dtype):
+    classifier, mask = small(num_classes=3), torch.arange(8) < torch.tensor([[3], [8], [1], [6]])
     one_by_one = [classifier(row[None, : int(m.sum())]) for row, m in zip(ids, mask, strict=True)]
     padded = ids.masked_fill(~mask, Tokenizer.PAD)
     torch.testing.assert_close(classifier(padded, mask.to(dtype)), torch.cat(one_by_one))
@@ -67,7 +57,7 @@ def test_a_key_value_cache_gives_the_logits_of_the_whole_sequence(language_model
     pieces = [language_model(ids[:, :4], cache=cache)]
     with pytest.raises(ValueError, match="with a filled cache give one token at a time; 2 were"):
         language_model(ids[:, 4:6], cache=cache)  # and the cache is as before
-    pieces += [language_model(ids[:, t : t + 1], cache=cache) for t in range(4, 10)]
+    pieces += [language_model(ids[:, t : t + 1], cache=cache) for t in range(4, 8)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), language_model(ids))
 
 

@@ -9,7 +9,6 @@ import os
 import re
 import sys
 
-import peft
 import pytest
 import torch
 from safetensors import safe_open
@@ -92,35 +91,36 @@ def test_tensors_that_are_not_contiguous_are_saved(adapted, tmp_path):
 
 # --- parts that were wrapped after the injection -------------------------------------------------
 
+
+def part(path, wrap):
+    def act(model):
+        model.set_submodule(path, wrap(model.get_submodule(path)))
+        return model
+
+    return act
+
+
 WRAPPED = {
-    "a compiled block": lambda m: m.blocks.__setitem__(0, torch.compile(m.blocks[0])),
-    "a checkpointed block": lambda m: m.blocks.__setitem__(1, checkpoint_wrapper(m.blocks[1])),
-    "a compiled layer": lambda m: setattr(
-        m.blocks[0].attention, "W_q", torch.compile(m.blocks[0].attention.W_q)
-    ),
-    "a wrapped head": lambda m: setattr(m, "classifier", nn.Sequential(m.classifier)),
+    "a compiled block": part("blocks.0", torch.compile),
+    "a checkpointed block": part("blocks.1", checkpoint_wrapper),
+    "a compiled layer": part("blocks.0.attention.W_q", torch.compile),
+    "a head in a container": part("classifier", nn.Sequential),
+    "all in a container": nn.Sequential,
+    "all replicated": nn.DataParallel,
+    "all compiled": torch.compile,
 }
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_a_part_that_is_wrapped_later_keeps_its_names(adapted, ids, tmp_path, name):
-    output = adapted(ids)
-    WRAPPED[name](adapted)
-    loaded = load_adapter(small(), save_adapter(adapted, tmp_path))
-    assert torch.equal(loaded(ids), output)
-    unload_lora(adapted, merge=False)
-    assert not any(lora_layers(adapted))
-
-
-@pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel, torch.compile])
-def test_a_wrapper_of_all_may_stand_for_the_model(adapted, ids, tmp_path, wrap):
-    output, wrapped = adapted(ids), wrap(adapted)
+def test_what_is_wrapped_later_keeps_its_names_and_may_stand_for_the_model(
+    adapted, ids, tmp_path, name
+):
+    output, wrapped = adapted(ids), WRAPPED[name](adapted)
     freeze_non_lora_params(wrapped)
     unmerge_lora_weights(merge_lora_weights(wrapped))
     assert torch.equal(load_adapter(small(), save_adapter(wrapped, tmp_path))(ids), output)
     unload_lora(wrapped)
-    torch.testing.assert_close(adapted(ids), output, atol=1e-5, rtol=1e-4)
-    assert all(p.requires_grad for p in adapted.parameters())
+    assert not any(lora_layers(adapted)) and all(p.requires_grad for p in adapted.parameters())
 
 
 # --- strength ------------------------------------------------------------------------------------
@@ -321,18 +321,6 @@ def test_whoever_still_holds_a_layer_gets_the_original(ids):
     merge_lora_weights(model)
     unload_lora(model, merge=False)
     assert torch.equal(model(ids), before)
-
-
-def test_a_strength_of_one_layer_is_not_that_of_one_whose_path_ends_alike(tmp_path):
-    def model():
-        return seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6))))
-
-    ours, x = with_lora(model(), "all-linear"), torch.randn(3, 6)
-    ours[0].scaling = 7.0
-    directory = save_adapter(ours, tmp_path)
-    torch.testing.assert_close(load_adapter(model(), directory)(x), ours(x))
-    theirs = peft.PeftModel.from_pretrained(model(), str(directory))
-    torch.testing.assert_close(theirs(x), ours(x))
 
 
 def test_a_layer_whose_path_begins_as_that_of_a_head_is_no_part_of_it():

@@ -42,28 +42,29 @@ def test_measures_of_values_that_are_known(measure, values, expected):
     assert measure(torch.tensor(values).double()) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("measure", [cumulative_energy, k90, effective_rank, stable_rank])
+MEANINGLESS = [
+    ([0.0, 0.0], "every singular value is zero; compare two models that differ"),
+    ([], "every singular value is zero"),
+    ([1.0, math.nan], "a singular value is nan; .*train the model anew"),
+    ([math.inf, 1.0], "a singular value is inf; .*train the model anew"),
+]
+
+
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("measure", "given", "words"),
     [
-        ([0.0, 0.0], "every singular value is zero; compare two models that differ"),
-        ([], "every singular value is zero"),
-        ([1.0, math.nan], "a singular value is nan; .*train the model anew"),
-        ([math.inf, 1.0], "a singular value is inf; .*train the model anew"),
+        *((measure, (torch.tensor(values),), words)
+          for measure in (cumulative_energy, k90, effective_rank, stable_rank)
+          for values, words in MEANINGLESS),
+        *((k90, (torch.ones(3), share), f"share is {share}; it must be above 0 and at most 1")
+          for share in (-0.1, 0, 2.0, math.nan)),
+        *((analyze_weight_change_rank, (30, 20, rank), f"rank is {rank}; a 20 × 30 .* 1 to 20")
+          for rank in (0, 21)),
     ],
-)
-def test_no_measure_makes_a_number_of_values_that_mean_nothing(measure, values, words):
+)  # fmt: skip
+def test_no_measure_makes_a_number_of_what_means_nothing(measure, given, words):
     with pytest.raises(ValueError, match=words):
-        measure(torch.tensor(values))
-
-
-def test_a_share_or_a_rank_that_cannot_be_is_refused():
-    for share in (-0.1, 0, 2.0, math.nan):
-        with pytest.raises(ValueError, match=f"share is {share}; it must be above 0 and at most 1"):
-            k90(torch.ones(3), share)
-    for rank in (0, 21):
-        with pytest.raises(ValueError, match=rf"simulated_rank is {rank}; a 20 × 30 .* 1 to 20"):
-            analyze_weight_change_rank(30, 20, rank)
+        measure(*given)
 
 
 def test_noise_has_the_shape_and_norm_of_the_matrix_its_seed_and_half_of_all_directions(matrix):

@@ -69,8 +69,11 @@ def nested() -> nn.Module:
 
 
 def ambiguous() -> nn.Module:
-    """ "0" is an nn.Linear; by the rule for names it is also "1.0", which is none."""
-    return seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 3))))
+    """ "0" is an nn.Linear; by the rule for names it is also "1.0", one too, and "2.0", none."""
+    return seeded(
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8)),
+                              nn.Sequential(nn.ReLU(), nn.Linear(8, 3)))
+    )  # fmt: skip
 
 
 def convolutional() -> nn.Module:
@@ -78,23 +81,6 @@ def convolutional() -> nn.Module:
         lambda: nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2),
                               nn.Flatten(), nn.Linear(8, 3))
     )  # fmt: skip
-
-
-def shared_block() -> nn.Module:
-    """One block used twice: a module that holds the layers is in two places, each layer in one."""
-    block = seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.Tanh()))
-    return nn.Sequential(block, block).eval()
-
-
-def shared_layer() -> nn.Module:
-    """One nn.Linear in two places."""
-    layer = seeded(lambda: nn.Linear(6, 6))
-    return nn.Sequential(layer, nn.Tanh(), layer).eval()
-
-
-def fused() -> nn.Module:
-    """nn.TransformerEncoderLayer, whose fast path reads its children's weights."""
-    return seeded(lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True))
 
 
 def seeded(build) -> nn.Module:
