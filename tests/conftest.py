@@ -125,10 +125,9 @@ def ids():
 
 def _state(model):
     return {
-        "modules": [(path, type(module)) for path, module in model.named_modules()],
+        "modules": [(path, type(m), m.training) for path, m in model.named_modules()],
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
         "config": vars(model).get("_lora_injection"),
-        "training": [module.training for module in model.modules()],
     }, {
         name: t.clone()
         for name, t in model.state_dict().items()

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
-from tiny_models import fill, run, same, seeded, tiny, with_lora
+from tiny_models import example, fill, run, same, seeded, tiny, with_lora
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -88,16 +88,8 @@ class Autoencoder(nn.Module):
         return F.linear(self.enc(x).tanh(), self.enc.weight.T)
 
 
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
-
-    def forward(self, x):
-        return self.attention(x[None], x[None], x[None], need_weights=False)[0]
-
-
-Encoder = partial(nn.TransformerEncoderLayer, 6, 2, 8, batch_first=True)  # has a fast path
+# Its attention reads the weight of out_proj; its fast path, the weights of all its children.
+Encoder = partial(nn.TransformerEncoderLayer, 6, 2, 8, batch_first=True)
 
 
 class Shared(nn.Sequential):
@@ -111,14 +103,13 @@ def alone(layer):
     return lambda: seeded(lambda: nn.Sequential(layer(), nn.Tanh(), nn.Linear(6, 3)))
 
 
-def hooked(**hooks):
-    def make():
-        model = alone(lambda: nn.Linear(6, 6))()
-        for register, hook in hooks.items():
-            getattr(model[0], register)(hook)
-        return model
+def hooked(register, hook):
+    def layer():
+        linear = nn.Linear(6, 6)
+        getattr(linear, register)(hook)
+        return linear
 
-    return make
+    return alone(layer)
 
 
 AUDIO = dict(conv_dim=(8,), conv_stride=(4,), conv_kernel=(4,), num_conv_pos_embeddings=4,
@@ -129,11 +120,10 @@ KINDS = {  # name → (how the model is made, targets)
     "bound": (alone(lambda: Bound(6, 6)), "all-linear"),
     "router": (partial(seeded, Routed), "all-linear"),
     "tied autoencoder": (partial(seeded, Autoencoder), "all-linear"),
-    "attention's out_proj": (partial(seeded, Attention), ["out_proj"]),
     "encoder layer": (partial(seeded, Encoder), "all-linear"),
     "shared block": (partial(seeded, Shared), "all-linear"),
-    "input hook": (hooked(register_forward_pre_hook=lambda m, x: (x[0].sin(),)), "all-linear"),
-    "output hook": (hooked(register_forward_hook=lambda m, x, y: y.relu()), "all-linear"),
+    "input hook": (hooked("register_forward_pre_hook", lambda m, x: (x[0].sin(),)), "all-linear"),
+    "output hook": (hooked("register_forward_hook", lambda m, x, y: y.relu()), "all-linear"),
     # Traced, without a compiler.
     "compiled": (lambda: torch.compile(tiny_models.nested(), backend="eager"), "all-linear"),
     "GPT-2": (tiny_models.gpt2, ["c_attn", "c_proj", "c_fc"]),
@@ -152,12 +142,6 @@ KINDS = {  # name → (how the model is made, targets)
     **{name: (getattr(tiny_models, name), "all-linear") for name in (
         "nested", "ambiguous", "convolutional")},
 }  # fmt: skip
-
-
-def example(model):
-    if "Wav" in type(model).__name__:
-        return torch.randn(2, 400, generator=torch.Generator().manual_seed(1))
-    return tiny_models.example(model)
 
 
 def make(name):
@@ -355,8 +339,6 @@ def packed():
 
 NO_SUM = {
     "weight norm": lambda: parametrizations.weight_norm(nn.Linear(6, 6)),
-    "old weight norm": lambda: nn.utils.weight_norm(nn.Linear(6, 6)),
-    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(6, 6)).eval(),
     "pruned": lambda: prune.l1_unstructured(nn.Linear(6, 6), "weight", 0.5),
     "integers": lambda: Int8(6, 6),
     "a property": a_property,
@@ -364,7 +346,6 @@ NO_SUM = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("name", NO_SUM)
 def test_a_weight_that_takes_no_sum_is_adapted_but_not_merged(name, refuses):
     model = alone(NO_SUM[name])()

@@ -4,6 +4,7 @@ import itertools
 import os
 import sys
 import unicodedata
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -78,11 +79,7 @@ def test_spellings_hold_every_pair_grouped_and_a_limit_keeps_the_first_names():
     assert load_pairs("georgian", "test") == pairs  # a caller's list is the caller's own
 
 
-# --- the cache of names -------------------------------------------------------------------------
-
-
-def full_disk(*_):
-    raise OSError("no space left on device")
+# --- the cache of names --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trouble", ["cut off", "full disk"])
@@ -93,7 +90,7 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_only_costs_time(
     prepared = {path.name: path.read_bytes() for path in cache_folder().glob("pairs-*")}
     folder = tmp_path / "cache"
     if trouble == "full disk":
-        monkeypatch.setattr(os, "replace", full_disk)
+        monkeypatch.setattr(os, "replace", Mock(side_effect=OSError("no space left")))
     else:
         folder.mkdir()
         for name, content in prepared.items():

@@ -52,19 +52,14 @@ def test_the_classifier_reads_the_last_token_of_each_row_and_no_padding(ids, dty
     assert not torch.allclose(classifier(padded), torch.cat(one_by_one), atol=1e-6)
 
 
-def test_a_key_value_cache_gives_the_logits_of_the_whole_sequence(language_model, ids):
-    cache = {}
+def test_a_key_value_cache_gives_the_logits_of_the_whole_sequence_up_to_max_len(language_model):
+    ids, cache = torch.arange(13)[None], {}
     pieces = [language_model(ids[:, :4], cache=cache)]
     with pytest.raises(ValueError, match="with a filled cache give one token at a time; 2 were"):
         language_model(ids[:, 4:6], cache=cache)  # and the cache is as before
-    pieces += [language_model(ids[:, t : t + 1], cache=cache) for t in range(4, 8)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), language_model(ids))
-
-
-def test_a_sequence_longer_than_max_len_is_refused_also_if_it_grew_with_a_cache(language_model):
-    ids, cache = torch.zeros(1, 13, dtype=torch.long), {}
-    language_model(ids[:, :12], cache=cache)
-    for given, kept in ((ids, None), (ids[:, :1], cache)):
+    pieces += [language_model(ids[:, t : t + 1], cache=cache) for t in range(4, 12)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), language_model(ids[:, :12]))
+    for given, kept in ((ids, None), (ids[:, 12:], cache)):
         with pytest.raises(ValueError, match=r"13 tokens .* 12 positions \(max_len\)"):
             language_model(given, cache=kept)
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import sys
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 import torch
@@ -224,15 +225,8 @@ def test_an_error_while_saving_leaves_the_old_adapter_and_no_rubbish(
     tmp_path, monkeypatch, fails, call
 ):
     directory = save_adapter(adapter(1.0), tmp_path)
-    calls, original = [], getattr(os, fails)
-
-    def full(*arguments):
-        calls.append(arguments)
-        if len(calls) == call:
-            raise OSError("no space left on device")
-        return original(*arguments)
-
-    monkeypatch.setattr(os, fails, full)
+    effects = [*[DEFAULT] * (call - 1), OSError("no space left on device")]
+    monkeypatch.setattr(os, fails, Mock(wraps=getattr(os, fails), side_effect=effects))
     with pytest.raises(OSError, match="no space left"):
         save_adapter(adapter(2.0), directory)
     assert sorted(path.name for path in directory.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]

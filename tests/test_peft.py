@@ -8,17 +8,12 @@ import warnings
 import pytest
 import tiny_models
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
 from safetensors.torch import load_file
 from tiny_models import example, fill, run, same, small, tiny, with_lora
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-)
 
 from lora_lib import (
     SCRIPTS,
@@ -39,13 +34,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def in_peft(base, directory, **how):
+def in_peft(base, directory):
     """PEFT's model with the adapter in `directory`, as PEFT loads it, warnings being errors."""
     with warnings.catch_warnings(action="error"):
         # transformers speaks of its own future, whatever is loaded.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        how["autocast_adapter_dtype"] = False
-        return PeftModel.from_pretrained(base, str(directory), **how).eval()
+        model = PeftModel.from_pretrained(base, str(directory), autocast_adapter_dtype=False)
+    return model.eval()
 
 
 # --- one layer: outputs and gradients ------------------------------------------------------------
@@ -352,9 +347,11 @@ OTHERWISE_IN_PEFT = ("mobilebert", "mixtral", "olmoe", "qwen3_moe")
 
 
 def tiny_model(name):
-    autos = AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForMaskedLM
-    kinds = (auto._model_mapping.get(CONFIG_MAPPING[name], None) for auto in autos)
-    return tiny(next(filter(None, kinds)))
+    config = transformers.CONFIG_MAPPING[name]
+    for head in ("CausalLM", "Seq2SeqLM", "MaskedLM"):
+        kinds = getattr(transformers, f"AutoModelFor{head}")._model_mapping
+        if config in kinds:
+            return tiny(kinds[config])
 
 
 @torch.no_grad()
