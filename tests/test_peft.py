@@ -232,7 +232,7 @@ THEIRS = [
 
 
 OTHERWISE = [  # and what the configuration says: in older files, or of what is not computed
-    ("ours", dict(target_modules="all-linear"), {"target_modules": "all-linear"}),
+    ("llama", dict(target_modules="all-linear"), {"target_modules": "all-linear"}),
     ("bert", dict(target_modules=["query"], task_type="SEQ_CLS"), {"modules_to_save": None}),
     ("ours", dict(target_modules=["W_q"]), {
         "loraplus_lr_ratio": 16.0, "loraplus_lr_embedding": 1e-6, "corda_config": {"a": 1},
