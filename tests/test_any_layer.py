@@ -386,7 +386,11 @@ def test_a_weight_changed_since_the_merge_is_not_thrown_away():
             model = with_lora(alone(lambda: nn.Linear(6, 6))().to(dtype), ["0"])
             merge_lora_weights(model)
             change(model[0])
-            for function in (unmerge_lora_weights, lambda m: unload_lora(m, merge=False)):
+            for function in (
+                unmerge_lora_weights,
+                lambda m: unload_lora(m, merge=False),
+                lambda m: m[0].unmerge(),
+            ):
                 with pytest.raises(RuntimeError, match="changed since the merge"):
                     function(model)
             assert model[0].merged
