@@ -308,11 +308,10 @@ class Int8(nn.Linear):
         super().__init__(*shape)
         self.scale = self.weight.detach().abs().max() / 127
         integers = (self.weight / self.scale).round().to(torch.int8)
-        self.weight = nn.Parameter(integers.flatten(), requires_grad=False)
+        self.weight = nn.Parameter(integers, requires_grad=False)
 
     def forward(self, x):
-        weight = self.weight.view(self.out_features, self.in_features) * self.scale
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, self.weight * self.scale, self.bias)
 
 
 class Packed(torch.Tensor):
