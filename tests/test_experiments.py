@@ -1,21 +1,30 @@
-"""The recorded runs are whole, rates are chosen by one rule, sweeps lose nothing, and a slice of a
-recorded run comes out again."""
+"""The recorded runs are whole, rates are chosen by one rule, recordings lose nothing, and a slice
+of a recorded run comes out again."""
 
 import json
 import math
+import unicodedata
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 
 import pandas as pd
 import pytest
-import torch
 
 from lora_course.docstrings import LIBRARIES
-from lora_course.experiments import grammar
+from lora_course.experiments import (
+    counting,
+    grammar,
+    quantised_runs,
+    real_runs,
+    rewards,
+    search_code,
+    sweep,
+    write_docstrings,
+)
 from lora_course.experiments.pretrain import make_tokenizer, training_examples
 from lora_course.experiments.questions import QUESTIONS, lora
-from lora_course.experiments.real_runs import untried_rates
+from lora_course.experiments.real_runs import Job, Setting, job_of, read_rows, untried_rates
 from lora_course.experiments.runs import (
     CENTRE,
     COLUMNS,
@@ -26,28 +35,47 @@ from lora_course.experiments.runs import (
     prepare_model,
     runs_at,
 )
-from lora_course.experiments.sweep import (
-    LADDER,
-    guess,
-    open_table,
-    plan,
-    recorded_settings,
+from lora_course.experiments.sweep import LADDER, guess, open_table, recorded_settings
+from lora_course.results import (
+    RESULTS,
+    SETTING,
+    at_chosen_rate,
+    at_tuned_rate,
+    load_runs,
+    load_table,
 )
-from lora_course.results import RESULTS, SETTING, at_chosen_rate, load_runs, load_table
-from lora_lib.names import load_pairs, load_spellings
+from lora_lib.names import Pair, load_pairs, load_spellings, nfd
 from lora_lib.tokens import batches_by_length, pair_examples
 from lora_lib.training import fit
 
 RUNS = load_runs()
-CPU = torch.device("cpu")
-
 
 # --- what is recorded ----------------------------------------------------------------------------
+
+JOBS = {  # a table of Jobs: what is compared, by which validation score (-1: a low one is good) a
+    # rate is chosen, and with which seeds
+    "bits": (quantised_runs.settings(), "exact_match", 1, (0,)),
+    "rewards": (rewards.settings(), "exact_match", 1, rewards.TUNING_SEEDS),
+    "real/search": (search_code.settings(), "recall_1", 1, search_code.TUNING_SEEDS),
+    "real/docstrings": (write_docstrings.settings("docstrings"), "bits", -1, (0,)),
+    "real/towns": (write_docstrings.settings("towns"), "exact_match", 1, (0,)),
+}
 
 
 def test_nothing_is_left_to_do():
     """Every level has five seeds, at a rate that has a worse one on either side."""
-    assert list(plan(RUNS, QUESTIONS.values())) == []
+    assert list(sweep.plan(RUNS, QUESTIONS.values())) == []
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_nothing_is_left_to_do_of_jobs_and_what_is_read_is_what_was_asked_for(name):
+    settings, score, sign, seeds = JOBS[name]
+    chosen_by = f"validation_{score}", sign, seeds
+    assert list(real_runs.plan(read_rows(RESULTS / f"{name}.csv"), settings, *chosen_by)) == []
+    table = load_table(name).fillna({"targets": ""})
+    read = at_tuned_rate(table, f"validation_{score}", seeds, low_is_good=sign < 0)
+    asked = {replace(setting.job, seed=seed) for setting in settings for seed in setting.seeds}
+    assert {replace(job_of(row), lr=0.0) for row in read.to_dict("records")} == asked
 
 
 def test_every_run_is_there_once_answers_a_question_or_tunes_a_rate_and_has_its_scores():
@@ -127,21 +155,50 @@ def test_rates_are_tried_around_a_guess_and_then_beyond_the_edge_where_the_best_
     assert all(0 < LADDER.index(guess(level)) < len(LADDER) - 1 for level in levels)
 
 
-def test_the_plan_tunes_first_then_does_every_seed_and_ends():
-    questions, rows = [QUESTIONS[name] for name in ("rank", "methods")], []
-    runs = RUNS[:0]
-    first = set(plan(runs, questions))
-    assert {(run.seed, run.script) for run in first} == {(0, "georgian")}
-    while todo := set(plan(runs, questions)):
-        for run in todo:  # as if the guess were the best rate
-            off = abs(math.log(run.lr / guess(run)))
-            rows.append(tried(**vars(run), bits=1 + off) | {"exact_match": 0.5})
-        runs = pd.DataFrame(rows).astype({"pairs": "Int64"})
-    for question in questions:
-        assert question.scores(runs).groupby("level").size().eq(5).all()
+def test_a_low_score_can_be_the_good_one():
+    setting = {"task": "t", "method": "m", "rank": 1, "targets": "q", "steps": 1, "batch_size": 1}
+    tried = [(1.0, 0, 5), (1.0, 1, 1), (2.0, 0, 4)]  # seed 1 is not one that rates are tried with
+    runs = pd.DataFrame([setting | {"lr": lr, "seed": n, "bits": bits} for lr, n, bits in tried])
+    assert at_tuned_rate(runs, "bits", low_is_good=True).lr.tolist() == [2.0]
+    assert at_tuned_rate(runs, "bits").lr.tolist() == [1.0, 1.0]
 
 
-# --- sweeps --------------------------------------------------------------------------------------
+# --- recordings ----------------------------------------------------------------------------------
+
+LORA = Setting(Job("t", "lora", 8, "q", 10, 4), 1e-3)
+BASE = Setting(Job("t", "base"), None, (0,))
+
+
+def rows_of(scores, seeds=(0,), job=LORA.job):
+    return [
+        {k: str(v) for k, v in vars(replace(job, lr=lr, seed=seed)).items()} | {"s": str(score)}
+        for lr, score in scores.items()
+        for seed in seeds
+    ]
+
+
+def test_the_plan_tries_rates_on_both_sides_then_does_every_seed_and_ends():
+    def left(rows, **sign):
+        return [(job.lr, job.seed) for job in real_runs.plan(rows, [BASE, LORA], "s", **sign)]
+
+    assert left([]) == [(3e-4, 0), (1e-3, 0), (3e-3, 0), (1e-2, 0), (0.0, 0)]
+    rows = rows_of({3e-4: 1.0, 1e-3: 0.5, 3e-3: 2.0, 1e-2: 3.0}) + rows_of({0.0: 0}, job=BASE.job)
+    assert left(rows) == [(3e-2, 0)]  # high is good: further up
+    assert left(rows, sign=-1) == [(1e-3, seed) for seed in (1, 2, 3, 4)]
+    assert left(rows + rows_of({1e-3: 0.5}, seeds=(1, 2, 3, 4)), sign=-1) == []
+    with pytest.raises(ValueError, match="older recording; give --out another folder"):
+        left([{"task": "towns"}])
+
+
+def test_a_recording_goes_on_where_it_was_stopped(tmp_path):
+    path = tmp_path / "t.csv"
+    row = rows_of({1e-3: 0.5})[0]
+    text = ",".join(row) + "\n" + ",".join(row.values()) + "\n"
+    path.write_text(text + "t,lora,8")  # killed in the middle of a row
+    [back] = read_rows(path)
+    assert back == row and job_of(back) == replace(LORA.job, lr=1e-3)
+    assert real_runs.record(path, lambda rows: iter(()), None, 1)
+    assert path.read_text() == text
 
 
 def test_a_sweep_that_was_killed_in_the_middle_of_a_row_loses_that_row_alone(tmp_path):
@@ -150,7 +207,7 @@ def test_a_sweep_that_was_killed_in_the_middle_of_a_row_loses_that_row_alone(tmp
     assert load_table("runs", tmp_path).equals(RUNS[:-1])  # whoever only reads is not misled
     assert open_table(tmp_path).read_bytes() == whole[: whole[:-1].rfind(b"\n") + 1]
     [missing] = recorded_settings(RUNS[-1:])
-    assert missing in plan(load_table("runs", tmp_path), QUESTIONS.values())
+    assert missing in sweep.plan(load_table("runs", tmp_path), QUESTIONS.values())
     (tmp_path / "runs.csv").write_bytes(b"method,scr")  # killed as early as that
     assert list(pd.read_csv(open_table(tmp_path)).columns) == COLUMNS
 
@@ -185,6 +242,35 @@ def test_the_first_25_steps_of_a_recorded_run_are_measured_again(row):
     first_25 = islice(batches_by_length(examples, run.batch_size, run.seed), 25)
     losses = fit(model, first_25, run.steps, run.lr, optimizer=optimizer_of(run, model))
     assert sum(losses) / 25 == pytest.approx(float(row.losses.item().split()[0]), abs=0.04)
+
+
+# --- tables of letters and what they become ------------------------------------------------------
+
+
+def test_an_alignment_joined_is_the_pair_again_and_gives_a_letter_three_at_most():
+    pairs = load_pairs("georgian", "train")[:500]
+    alignments = counting.align(pairs)
+    joined = [tuple("".join(side) for side in zip(*a, strict=True)) for a in alignments]
+    fitting = [(nfd(p.latin), nfd(p.target)) for p in pairs]
+    assert joined == [(s, t) for s, t in fitting if len(t) <= counting.MAX_IMAGE * len(s)]
+    assert max(len(image) for alignment in alignments for _, image in alignment) <= 3
+
+
+def test_a_context_table_tells_sh_from_s_and_names_are_composed():
+    toy = [("sha", "ша"), ("shi", "ши"), ("sa", "са"), ("ha", "ха"), ("si", "си")]
+    table = counting.context_table([Pair(*names) for names in toy] * 5)
+    assert table.write(["sha", "sa", "ha"]) == ["ша", "са", "ха"]
+    [written] = counting.letter_table([Pair("j", "й"), Pair("i", "и")]).write(["ji"])
+    assert written == "йи" and unicodedata.is_normalized("NFC", written)
+
+
+@pytest.mark.parametrize("table", ["letter", "context"])
+def test_a_recorded_score_is_computed_again(table):
+    recorded = load_table("counting").set_index(["table", "script", "pairs"])
+    again = counting.score(table, "georgian", 300)
+    # Since Python 3.12 sum() rounds floats otherwise, in the last digit.
+    for name in ("exact_match", "error_rate"):
+        assert again[name] == pytest.approx(recorded[name][table, "georgian", 300])
 
 
 # --- what the base has read, and what an adapter adds --------------------------------------------

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from lora_course.experiments.quantised_runs import PRECISIONS, RESULTS, settings
-from lora_course.experiments.real_runs import plan, read_rows
+from lora_course.experiments.quantised_runs import PRECISIONS
 from lora_course.four_bits import (
     FORMATS,
     Format,
@@ -24,7 +23,7 @@ from lora_course.four_bits import (
     quantise,
     quantise_blocks,
 )
-from lora_course.recorded_bits import adapted, errors_by_bits
+from lora_course.recorded_bits import adapted
 from lora_course.results import load_table
 from lora_lib.adapters import load_adapter, save_adapter
 from lora_lib.injection import (
@@ -185,17 +184,6 @@ def test_with_the_originals_it_is_the_plain_merge():
 
 
 # --- what is recorded ----------------------------------------------------------------------------
-
-
-def test_nothing_is_left_to_record_and_every_rate_has_a_worse_one_on_either_side():
-    rows = read_rows(RESULTS / "bits.csv")
-    assert list(plan(rows, settings(), "validation_exact_match")) == []
-    chosen = adapted(load_table("bits"))
-    assert set(chosen.task) == set(PRECISIONS)
-    assert all(sorted(mine.seed) == [0, 1, 2, 3, 4] for _, mine in chosen.groupby("task"))
-    panels = errors_by_bits(load_table("bits"))
-    sizes = [[len(e) for kind in p.values() for e in kind.values()] for p in panels.values()]
-    assert sizes == [[1] * 7, [5] * 7]
 
 
 def test_recorded_bytes_are_counted_anew():

@@ -1,12 +1,10 @@
 """Public models and what is made with them: where weights come from, docstrings of installed
-libraries, search, writing, and the plan of the recording. The models themselves are tried where
-they are installed."""
+libraries, search and writing. The models themselves are tried where they are installed."""
 
 import math
 import os
 import sys
 import zipfile
-from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -42,18 +40,8 @@ from lora_course.docstrings import (
     split_functions,
     words_of,
 )
-from lora_course.experiments import search_code, write_docstrings
-from lora_course.experiments.real_runs import (
-    Job,
-    Setting,
-    job_of,
-    plan,
-    read_rows,
-    record,
-)
+from lora_course.experiments import search_code
 from lora_course.real_models import MINILM, SMOLLM2, check_hash, load_minilm, load_smollm2
-from lora_course.recorded_writing import docstring_runs, looks_of
-from lora_course.results import RESULTS
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import count_parameters
 from lora_lib.names import split_of
@@ -215,61 +203,6 @@ def test_what_is_written_is_scored():
         score_writing(answers[:2], PAIRS)
 
 
-# --- the plan of the recording -------------------------------------------------------------------
-
-LORA = Setting(Job("t", "lora", 8, "q", 10, 4), 1e-3)
-BASE = Setting(Job("t", "base"), None, (0,))
-
-
-def rows_of(scores, seeds=(0,), job=LORA.job):
-    return [
-        {k: str(v) for k, v in vars(replace(job, lr=lr, seed=seed)).items()} | {"s": str(score)}
-        for lr, score in scores.items()
-        for seed in seeds
-    ]
-
-
-def test_the_plan_tries_rates_on_both_sides_then_does_every_seed_and_ends():
-    todo = list(plan([], [BASE, LORA], "s"))
-    assert [job.lr for job in todo] == [3e-4, 1e-3, 3e-3, 1e-2, 0.0]
-    scores = {3e-4: 1.0, 1e-3: 0.5, 3e-3: 2.0, 1e-2: 3.0}
-    rows = rows_of(scores) + rows_of({0.0: 0}, job=BASE.job)
-    assert [job.lr for job in plan(rows, [BASE, LORA], "s")] == [3e-2]  # high is good: further up
-    seeds = list(plan(rows, [BASE, LORA], "s", sign=-1))
-    assert [(job.lr, job.seed) for job in seeds] == [(1e-3, seed) for seed in (1, 2, 3, 4)]
-    rows += rows_of({1e-3: 0.5}, seeds=(1, 2, 3, 4))
-    assert list(plan(rows, [BASE, LORA], "s", sign=-1)) == []
-
-
-def test_a_recording_goes_on_where_it_was_stopped(tmp_path):
-    path = tmp_path / "t.csv"
-    row = rows_of({1e-3: 0.5})[0]
-    text = ",".join(row) + "\n" + ",".join(row.values()) + "\n"
-    path.write_text(text + "t,lora,8")  # killed in the middle of a row
-    [back] = read_rows(path)
-    assert back == row and job_of(back) == replace(LORA.job, lr=1e-3)
-    assert record(path, lambda rows: iter(()), None, 1)
-    assert path.read_text() == text
-
-
-@pytest.mark.parametrize("task", ["docstrings", "towns"])
-def test_nothing_of_the_writing_is_left_to_record(task):
-    """Every setting has its seeds, at a rate that has a worse one on either side."""
-    rows = read_rows(RESULTS / "real" / f"{task}.csv")
-    score, sign = write_docstrings.CHOSEN_BY[task]
-    assert list(plan(rows, write_docstrings.settings(task), score, sign=sign)) == []
-
-
-def test_the_recorded_writing_is_read_at_the_chosen_rates():
-    runs = docstring_runs()
-    seeds = runs.groupby("setting").seed.agg(list)
-    assert len(seeds) == 9 and seeds.pop("as it comes") == [0]
-    assert (seeds.map(tuple) == (0, 1, 2, 3, 4)).all()
-    looks = looks_of(runs)
-    assert len(looks) == 7 * 5 * (len(write_docstrings.LOOKS) + 1)
-    assert looks[looks.step.eq(0)].news.nunique() == 1  # all begin with the same model
-
-
 # --- the models themselves -----------------------------------------------------------------------
 
 
@@ -326,8 +259,3 @@ def test_smollm2_answers_in_its_chat_form_and_only_the_answer_counts():
     said = write(model, tokenizer, asked, max_new=12)
     assert said == [write(model, tokenizer, [one], max_new=12)[0] for one in asked]
     assert [answer.is_one_line for answer in said] == [True, True, False]  # the last had no example
-
-
-def test_a_table_of_an_older_recording_is_not_gone_on_with():
-    with pytest.raises(ValueError, match="older recording; give --out another folder"):
-        next(plan([{"task": "towns"}], [], "validation_exact_match"))

@@ -6,7 +6,6 @@ from functools import cache
 from itertools import islice
 
 import nbformat
-import pandas as pd
 import pytest
 import torch
 from test_real_models import here
@@ -22,10 +21,11 @@ from lora_course.docstring_writer import bits_per_character, docstring_examples
 from lora_course.docstrings import LIBRARIES, library_versions, load_functions, split_functions
 from lora_course.experiments import search_code
 from lora_course.experiments.real_runs import job_of, make_trainable
+from lora_course.experiments.write_docstrings import LOOKS
 from lora_course.real_models import MINILM, SMOLLM2, load_minilm, load_smollm2
 from lora_course.recorded_search import load_search
-from lora_course.recorded_writing import ADAPTER, docstring_runs
-from lora_course.results import RESULTS, at_tuned_rate, load_table
+from lora_course.recorded_writing import ADAPTER, docstring_runs, looks_of
+from lora_course.results import RESULTS, load_table
 from lora_lib.adapters import load_adapter
 from lora_lib.training import fit
 
@@ -34,30 +34,10 @@ RUNS = load_table("real/search").fillna({"targets": ""})
 MADE = json.loads((RESULTS / "real" / "search_provenance.json").read_text("utf-8"))
 
 
-# --- what is recorded ----------------------------------------------------------------------------
-
-
-def test_a_rate_is_chosen_on_validation_for_each_setting_and_has_five_seeds():
-    trained, untrained = load_search()
-    for runs in trained.values():
-        assert runs.keys() == {100, 300}
-        for rows in runs.values():
-            job = job_of(rows.iloc[0])
-            same = RUNS[RUNS.targets.eq(job.targets) & RUNS["rank"].eq(job.rank)]
-            tried = same[same.steps.eq(job.steps) & same.seed.isin(search_code.TUNING_SEEDS)]
-            rates = tried.groupby("lr").validation_recall_1.mean()
-            assert list(rows.seed) == [0, 1, 2, 3, 4]
-            assert rows.lr.eq(rates.idxmax()).all()
-            assert rates.index[0] < job.lr < rates.index[-1]  # a worse rate on either side
-    assert untrained.keys() == {"as it comes", "TF-IDF"}
-
-
-def test_a_low_score_can_be_the_good_one():
-    setting = {"task": "t", "method": "m", "rank": 1, "targets": "q", "steps": 1, "batch_size": 1}
-    tried = [(1.0, 0, 5), (1.0, 1, 1), (2.0, 0, 4)]  # seed 1 is not one that rates are tried with
-    runs = pd.DataFrame([setting | {"lr": lr, "seed": n, "bits": bits} for lr, n, bits in tried])
-    assert at_tuned_rate(runs, "bits", low_is_good=True).lr.tolist() == [2.0]
-    assert at_tuned_rate(runs, "bits").lr.tolist() == [1.0, 1.0]
+def test_every_run_of_the_language_model_was_looked_at_from_its_first_step_on():
+    looks = looks_of(docstring_runs())
+    assert len(looks) == 7 * 5 * (len(LOOKS) + 1)
+    assert looks[looks.step.eq(0)].news.nunique() == 1  # all begin with the same model
 
 
 # --- a slice, measured again ---------------------------------------------------------------------

@@ -10,14 +10,7 @@ from torch import nn
 from lora_course import reinforcement
 from lora_course.experiments import rewards
 from lora_course.experiments.real_runs import job_of, make_trainable, read_rows
-from lora_course.experiments.rewards import (
-    FIRST_RATES,
-    TARGETS,
-    TUNING_SEEDS,
-    load_start,
-    other_spellings,
-)
-from lora_course.recorded_rewards import NAMES, runs_at_chosen_rates
+from lora_course.experiments.rewards import TARGETS, load_start, other_spellings
 from lora_course.reinforcement import (
     batches_of_names,
     divergence,
@@ -29,7 +22,7 @@ from lora_course.reinforcement import (
     sample,
     score,
 )
-from lora_course.results import RESULTS, load_table
+from lora_course.results import RESULTS
 from lora_lib.names import load_pairs
 from lora_lib.scores import evaluate
 from lora_lib.tokens import Tokenizer
@@ -149,18 +142,6 @@ def test_divergence_is_nought_from_oneself_and_by_hand_from_another(start):
 
 
 # --- what was recorded ---------------------------------------------------------------------------
-
-
-def test_every_method_has_five_seeds_at_a_rate_with_a_worse_one_on_either_side():
-    table = load_table("rewards")
-    runs = runs_at_chosen_rates(table)
-    assert set(runs) == {(task, name) for task in FIRST_RATES for name in NAMES.values()}
-    for (task, _), chosen in runs.items():
-        assert list(chosen.seed) == list(range(5))
-        tried = table[table.task.eq(task) & table["rank"].eq(chosen["rank"][0])]
-        means = tried[tried.seed.isin(TUNING_SEEDS)].groupby("lr").validation_exact_match.mean()
-        best = chosen.lr[0]
-        assert means.index.min() < best < means.index.max() and means.max() == means[best]
 
 
 def test_the_start_and_the_first_steps_come_out_again_on_this_machine(monkeypatch):
