@@ -6,7 +6,7 @@ import torch
 from other_answers import RIGHT, WRONG, TinyInFunctions
 from torch import nn
 
-from lora_course.exercises import checker, everything, ex02
+from lora_course.exercises import checker, everything, ex02, transfer
 from lora_course.exercises.checker import Exercise, read_words
 from lora_course.exercises.choices import Choice
 from lora_course.tiny_lora import TinyLoRA
@@ -125,3 +125,18 @@ def test_a_choice_shows_its_options_and_every_letter_gets_its_own_reply(said, ca
         assert said(name, nothing).splitlines()[-1].startswith("Not attempted yet.")
         choice.record(nothing)
         assert capsys.readouterr().out.splitlines()[-1].startswith("Nothing is recorded yet.")
+
+
+# --- the transfer task ---------------------------------------------------------------------------
+
+
+def test_the_base_of_the_transfer_task_knows_something_and_every_copy_is_its_own():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    base = transfer.pretrained_mixer()
+    assert torch.equal(torch.rand(1), expected)
+    letters, countries = transfer.load_towns(transfer.OLD, 100)
+    assert (base(letters).argmax(dim=1) == countries).float().mean() > 2 / len(transfer.OLD)
+    nn.init.zeros_(base.norm.weight)
+    assert transfer.pretrained_mixer().norm.weight.any()

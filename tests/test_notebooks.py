@@ -1,4 +1,4 @@
-"""The notebooks as committed. nbval runs them."""
+"""The notebooks as committed, and the exercises on them. nbval runs them."""
 
 import ast
 import re
@@ -8,6 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from minutes import minutes
+
+from lora_course.exercises import everything, release
 
 ROOT = Path(__file__).parent.parent
 SEVEN = sorted((ROOT / "notebooks").glob("0*.ipynb"))
@@ -116,3 +118,31 @@ def test_no_line_within_a_paragraph_is_taken_for_a_list(path):
         for before, line in pairwise(source.splitlines()):
             inside = before.strip() and not re.match(r"[-+*#] |\d+\. |\s", before)
             assert not (inside and re.match(r"[-+*] |1\. ", line)), line
+
+
+# --- exercises -----------------------------------------------------------------------------------
+
+PAGES = SEVEN + OTHERS
+
+
+def test_the_learners_cells_are_those_of_the_solutions_in_their_order():
+    wanted = release.student_cells()
+    cells = [c for path in PAGES for c in nbformat.read(path, as_version=4).cells]
+    found = [(cell.id, cell.source) for cell in cells if cell.id in wanted]
+    assert found == [*wanted.items()], "run python -m lora_course.exercises.release students"
+
+
+def test_every_exercise_is_asked_in_a_cell_that_has_a_solution():
+    call = re.compile(r"^exercises\.\w+\(|^quiz\.after\(", re.MULTILINE)
+    asked = [c for path in PAGES for c in code_cells(path) if call.search(c.source)]
+    assert asked and {cell.id for cell in asked} <= release.student_cells().keys()
+    sources = "\n".join(cell.source for cell in asked)
+    for exercise in everything():
+        assert f"exercises.{exercise.name.partition(' ')[2]}(" in sources, exercise.name
+
+
+@pytest.mark.parametrize("path", [p for p in ALL if "transfer" in p.stem], ids=lambda p: p.stem)
+def test_the_transfer_task_is_solved_without_the_library(path):
+    code = "\n".join(cell.source for cell in code_cells(path))
+    imported = set(re.findall(r"lora_(?:course|lib)[\w.]*", code))
+    assert imported <= {"lora_course.exercises", "lora_course.claims", "lora_course.tables"}
