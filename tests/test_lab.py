@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,12 +20,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_server.serverapp import list_running_servers
 
 from lora_course.exercises.release import BEGIN, END, STUB
 from lora_course.my_copy import copy_missing, give_back
 
 ROOT = Path(__file__).parent.parent
-TOKEN = "learner"
 NOTEBOOK = "01_rank_intuition"
 LIMIT = 120_000  # milliseconds for what takes 15 seconds: CI may be slow
 
@@ -46,28 +45,23 @@ CUT = max(FIGURE_CELLS[0], EXERCISE_CELL) + 1  # the copy ends before this cell
 
 
 @contextmanager
-def make_lab(course: Path, settings: Path) -> Iterator[str]:
-    """The address of a server that answers; it keeps everything of its own in `settings`."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    own = {f"JUPYTER_{name}_DIR": str(settings / name) for name in ("CONFIG", "DATA", "RUNTIME")}
-    arguments = ["--no-browser", f"--port={port}", f"--IdentityProvider.token={TOKEN}"]
-    arguments += [f"--LabApp.{name}_dir={settings / name}"
-                  for name in ("workspaces", "user_settings")]  # fmt: skip
+def make_lab(course: Path, settings: Path) -> Iterator[dict[str, str]]:
+    """The url and the token of a server that answers; it keeps all of its own in `settings`."""
+    places = ("JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS",
+              "JUPYTERLAB_WORKSPACES")  # fmt: skip
+    own = {f"{name}_DIR": str(settings / name) for name in places}
+    silent = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+    # In the environment of this test, as it stands.
+    command = ["make", "lab", "-o", ".venv/installed", "LAB_ARGS=--no-browser"]
     process = subprocess.Popen(
-        # In the environment of this test, as it stands.
-        ["make", "lab", "-o", ".venv/installed", f"LAB_ARGS={' '.join(arguments)}"],
-        cwd=course,
-        env=os.environ | own,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        command, cwd=course, env=os.environ | own, start_new_session=True, **silent
     )
     try:
-        address = f"http://127.0.0.1:{port}"
-        _wait_for(address)
-        yield address
+        deadline = time.monotonic() + 60
+        while not (servers := list(list_running_servers(settings / "JUPYTER_RUNTIME"))):
+            assert time.monotonic() < deadline, "no JupyterLab within a minute"
+            time.sleep(0.2)
+        yield servers[0]
     finally:
         os.killpg(process.pid, signal.SIGTERM)  # the server ends its kernels, and make waits for it
         try:
@@ -77,25 +71,9 @@ def make_lab(course: Path, settings: Path) -> Iterator[str]:
             process.wait()
 
 
-def _wait_for(address: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            fetch(f"{address}/api")
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "JupyterLab did not answer within a minute"
-            time.sleep(0.2)
-
-
-def fetch(address: str) -> bytes:
-    with urllib.request.urlopen(address, timeout=10) as response:
-        return response.read()
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """(address, when `make lab` was started), with a cache that is still empty."""
+    """(the server, when `make lab` was started), with a cache that is still empty."""
     course, settings = tmp_path_factory.mktemp("course"), tmp_path_factory.mktemp("jupyter")
     for name in ("lora_lib", "lora_course", "notebooks", "requirements"):
         shutil.copytree(ROOT / name, course / name, ignore=shutil.ignore_patterns(".*", "__py*"))
@@ -113,13 +91,14 @@ def lab(tmp_path_factory):
         patch.delenv("LORA_LIB_STRICT", raising=False)  # as a learner has it
         patch.setenv("LORA_LIB_CACHE", str(settings / "cache"))
         start = time.monotonic()
-        with make_lab(course, settings) as address:
-            yield address, start
+        with make_lab(course, settings) as server:
+            yield server, start
 
 
 def test_make_lab_copies_the_notebooks_and_trusts_them(lab):
-    page = fetch(f"{lab[0]}/api/contents/my/02_lora_from_scratch.ipynb?token={TOKEN}")
-    cells = [c for c in json.loads(page)["content"]["cells"] if c["cell_type"] == "code"]
+    address = "{url}api/contents/my/02_lora_from_scratch.ipynb?token={token}".format_map(lab[0])
+    with urllib.request.urlopen(address, timeout=10) as page:
+        cells = [c for c in json.load(page)["content"]["cells"] if c["cell_type"] == "code"]
     assert all(cell["metadata"]["trusted"] for cell in cells)  # or figures lose their alt text
 
 
@@ -161,12 +140,12 @@ def wait_for(page, script: str) -> None:
 @pytest.fixture(scope="module")
 def page(browser, lab):
     """Notebook 01 in the browser, all its cells run: what a learner sees."""
-    address, started = lab
+    server, started = lab
     page, errors = browser.new_page(viewport={"width": 1400, "height": 900}), []
     page.set_default_timeout(60_000)
     page.on("console", lambda m: m.type == "error" and errors.append(f"{m.text} {m.location}"))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"{address}/?token={TOKEN}")  # `make lab` itself leads to notebook 01
+    page.goto("{url}?token={token}".format_map(server))  # `make lab` itself leads to notebook 01
     page.wait_for_function(f"document.querySelectorAll('.jp-Notebook-cell').length == {CUT}")
     idle = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
     page.wait_for_selector(idle, timeout=LIMIT)

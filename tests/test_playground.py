@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load
 
 from lora_course.attention import writing_attention
+from lora_course.directions import lora_by_path
 from lora_course.widgets import type_your_town
 from lora_lib.adapters import load_adapter
 from lora_lib.injection import add_lora_to_model
@@ -29,11 +30,6 @@ ALL = (BASE_SCRIPT, *SCRIPTS)
 TOWNS = ["Bremen", *list(load_spellings("hangul", "test"))[:49]]
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_playground.write(tmp_path_factory.mktemp("site") / "playground").parent
@@ -42,7 +38,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(folder):
     """A static host of the folder alone."""
-    handler = functools.partial(Quiet, directory=folder)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -124,11 +120,6 @@ def cut(model, rank: int):
     return model
 
 
-@torch.no_grad()
-def logits_of(model, tokenizer, town: str) -> torch.Tensor:
-    return model(torch.tensor([tokenizer.prompt(town)]))[0, -1]
-
-
 LOGITS = """async ([town, chosen]) => {
   const {base, linearFor, tokenizer} = await import('./page.js')
   const {Model} = await import('./model.js')
@@ -192,19 +183,10 @@ def test_logits_are_pythons(page, folder, tokenizer, script, strength, rank, mer
     for layer in lora_layers(model):
         layer.scaling *= strength
         layer.lora_B.data[:, rank:] = 0  # the columns of weaker directions
-    expected = logits_of(model, tokenizer, "Bremen")
+    with torch.no_grad():
+        expected = model(torch.tensor([tokenizer.prompt("Bremen")]))[0, -1]
     given = logits_on_page(page, "Bremen", script, strength, rank, merged)
     torch.testing.assert_close(given, expected, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("rank", [1, 4, 8])
-def test_float16_moves_the_logits_of_the_shipped_adapters_cut_to_a_rank_little(
-    page, tokenizer, rank
-):
-    for script in ("georgian", "hangul"):
-        expected = logits_of(cut(shipped(script), rank), tokenizer, "Bremen")
-        given = logits_on_page(page, "Bremen", script, rank=rank)
-        torch.testing.assert_close(given, expected, atol=0.03, rtol=0)
 
 
 def test_at_the_lower_ends_of_the_sliders_is_the_base(page):
@@ -317,10 +299,9 @@ def test_erf_is_good_to_three_ten_millionths(page):
     assert max(errors) < 3e-7
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_it_fits_every_screen(browser, address, width, scheme):
-    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+def test_it_fits_every_screen(browser, address, width):
+    page = browser.new_page(viewport={"width": width, "height": 800})
     page.goto(address)
     page.wait_for_selector(ANSWERED)
     for layer in ("blocks.1.feed_forward.linear2", "classifier"):
