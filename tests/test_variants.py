@@ -1,7 +1,5 @@
 """DoRA, PiSSA and LoRA+ compute what PEFT's do, and start at the base model."""
 
-import warnings
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -14,6 +12,9 @@ from lora_course.variants import DoRALinear, lora_plus, start_at_strongest
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import LoRALinear
 from lora_lib.training import adamw, training_steps
+
+# What transformers says when PEFT loads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 
 def dora(linear, rank, alpha):
@@ -146,10 +147,3 @@ def test_the_recorded_sizes_are_measured_again(method, monkeypatch):
     assert row["trainable"] == recorded.trainable.item()
     # On a CPU: weights and the optimizer's state alone.
     assert 4e6 < row["peak_bytes"] < recorded.peak_bytes.item()
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    with warnings.catch_warnings():  # transformers' own, when PEFT loads
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        yield
