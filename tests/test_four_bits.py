@@ -5,10 +5,12 @@ from itertools import islice
 
 import pytest
 import torch
+from tiny_models import with_lora
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from lora_course.experiments.quantised_runs import PRECISIONS
+from lora_course.experiments.quantised_runs import PRECISIONS, TARGETS
+from lora_course.experiments.real_runs import job_of, make_trainable
 from lora_course.four_bits import (
     FORMATS,
     Format,
@@ -26,13 +28,8 @@ from lora_course.four_bits import (
 from lora_course.recorded_bits import adapted
 from lora_course.results import load_table
 from lora_lib.adapters import load_adapter, save_adapter
-from lora_lib.injection import (
-    add_lora_to_model,
-    freeze_non_lora_params,
-    merge_lora_weights,
-    unload_lora,
-)
-from lora_lib.lora import LoRALinear, lora_layers
+from lora_lib.injection import merge_lora_weights, unload_lora
+from lora_lib.lora import LoRALinear
 from lora_lib.names import load_pairs
 from lora_lib.pretrained import load_pretrained
 from lora_lib.tokens import batches_by_length, pair_examples
@@ -55,15 +52,9 @@ FIXED_BYTES = (
 IDS = torch.arange(3, 23).view(2, 10)
 
 
-def model_with_lora(form: Format | None, rank: int = 4) -> nn.Module:
+def model_with_lora(form: Format | None) -> nn.Module:
     """The base, quantised, with factors that do something."""
-    model = quantise_blocks(load_pretrained(dropout=0.0)[0], form)
-    torch.manual_seed(0)
-    add_lora_to_model(model, rank, 2.0 * rank, "all-linear")
-    freeze_non_lora_params(model)
-    for layer in lora_layers(model):
-        nn.init.normal_(layer.lora_B, std=0.05)
-    return model
+    return with_lora(quantise_blocks(load_pretrained()[0], form), "all-linear", size=0.05)
 
 
 # --- levels and bytes ----------------------------------------------------------------------------
@@ -118,7 +109,7 @@ def test_double_quantisation_takes_4_127_bits_a_number_and_costs_next_to_nothing
     assert errors[True] < 1.002 * errors[False] < 0.1
 
 
-# --- layers --------------------------------------------------------------------------------------
+# --- layers, and LoRA beside them ----------------------------------------------------------------
 
 
 def test_no_weight_in_floats_is_kept_for_the_backward_pass():
@@ -127,9 +118,6 @@ def test_no_weight_in_floats_is_kept_for_the_backward_pass():
     with saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         layer(torch.randn(2, 256, requires_grad=True)).sum().backward()
     assert sum(kept) < 256 * 256
-
-
-# --- LoRA beside it ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
@@ -147,17 +135,14 @@ def test_lora_on_codes_is_lora_on_the_floats_they_stand_for(form):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
-def test_merging_is_refused_the_adapter_travels_and_the_base_comes_back(tmp_path):
+def test_merging_is_refused_the_adapter_travels_and_the_base_comes_back(tmp_path, base):
     model = model_with_lora(FORMATS["NF4"])
-    fresh = quantise_blocks(load_pretrained(dropout=0.0)[0], FORMATS["NF4"])
-    base = fresh(IDS)
+    fresh = quantise_blocks(base, FORMATS["NF4"])
+    before = fresh(IDS)
     with pytest.raises(TypeError, match="quantised"):
         merge_lora_weights(model)
     assert torch.equal(load_adapter(fresh, save_adapter(model, tmp_path))(IDS), model(IDS))
-    assert torch.equal(unload_lora(model, merge=False)(IDS), base)
-
-
-# --- merging -------------------------------------------------------------------------------------
+    assert torch.equal(unload_lora(model, merge=False)(IDS), before)
 
 
 def test_merged_in_floats_computes_as_beside_and_16_bits_or_codes_nearly():
@@ -176,11 +161,10 @@ def test_merged_in_floats_computes_as_beside_and_16_bits_or_codes_nearly():
     assert 0 < far["16 bits"] < 0.02 < far["again"]
 
 
-def test_with_the_originals_it_is_the_plain_merge():
-    model, original = model_with_lora(FORMATS["NF4"]), load_pretrained(dropout=0.0)[0]
-    other = model_with_lora(None)  # the same factors
-    plain = unload_lora(other, merge=True)
-    torch.testing.assert_close(merged(model, lambda linear: linear, original)(IDS), plain(IDS))
+def test_with_the_originals_it_is_the_plain_merge(base):
+    whole = merged(model_with_lora(FORMATS["NF4"]), lambda linear: linear, base)
+    plain = unload_lora(model_with_lora(None))  # the same factors
+    torch.testing.assert_close(whole(IDS), plain(IDS))
 
 
 # --- what is recorded ----------------------------------------------------------------------------
@@ -196,17 +180,12 @@ def test_recorded_bytes_are_counted_anew():
 
 def test_the_first_steps_of_a_recorded_run_come_out_again():
     """Up to the dropout, which another device draws otherwise."""
-    runs = adapted(load_table("bits"))
-    [run] = runs[runs.task.eq("NF4") & runs.seed.eq(0)].itertuples()
-    torch.manual_seed(0)
+    [run] = adapted(load_table("bits")).query("task == 'NF4' and seed == 0").to_dict("records")
     model, tokenizer = load_pretrained(dropout=0.1)
-    quantise_blocks(model, FORMATS["NF4"])
-    add_lora_to_model(model, 8, 16.0, "all-linear")
-    freeze_non_lora_params(model)
+    model = make_trainable(quantise_blocks(model, FORMATS["NF4"]), job_of(run), TARGETS)
     examples = pair_examples(load_pairs("georgian", "train"), tokenizer)
-    losses = fit(model, islice(batches_by_length(examples, 64, 0), 25), run.steps, run.lr)
-    recorded = float(run.losses.split(" ")[0])
-    assert sum(losses) / len(losses) == pytest.approx(recorded, abs=0.1)
+    losses = fit(model, islice(batches_by_length(examples, 64, 0), 25), run["steps"], run["lr"])
+    assert sum(losses) / 25 == pytest.approx(float(run["losses"].split()[0]), abs=0.1)
 
 
 def test_quantising_seven_billion_saves_what_its_bytes_say():
@@ -217,8 +196,5 @@ def test_quantising_seven_billion_saves_what_its_bytes_say():
     for kind in ("NF4, bitsandbytes", "NF4, ours"):
         assert stays["bfloat16"] - stays[kind] == pytest.approx(saved, rel=0.02)
     losses = table.pivot(index=["rows", "mode"], columns="base", values="loss")
-    torch.testing.assert_close(
-        *(torch.tensor(losses[kind].to_numpy()) for kind in ("NF4, bitsandbytes", "NF4, ours")),
-        rtol=2e-3,
-        atol=0,
-    )
+    theirs, ours = (list(losses[kind]) for kind in ("NF4, bitsandbytes", "NF4, ours"))
+    assert ours == pytest.approx(theirs, rel=2e-3)
