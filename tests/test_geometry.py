@@ -15,7 +15,6 @@ from lora_course.directions import (
     intruder_dimensions,
     linear_weights,
     nearest_cosines,
-    nearest_cosines_by_chance,
     subspace_similarity,
 )
 from lora_course.experiments import forgetting as forgetting_experiment
@@ -75,12 +74,6 @@ def test_a_strong_new_direction_is_an_intruder_and_a_weak_one_is_not():
     assert intruder_dimensions(diagonal, strong, k=1) == 1
     assert intruder_dimensions(diagonal, strong, k=1, epsilon=0.2) == 0
     assert intruder_dimensions(diagonal, diagonal + 1e-3 * new @ new.T) == 0
-
-
-@pytest.mark.parametrize("width, expected", [(64, 0.33), (768, 0.12), (4096, 0.06)])
-def test_the_nearest_cosine_by_chance_falls_with_the_width(width, expected):
-    chance = nearest_cosines_by_chance(width).mean().item()
-    assert chance == pytest.approx(expected, abs=0.01)
 
 
 # --- forgetting ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""LoRA with rewards: the gradient by hand, what is sampled and scored, and what was recorded."""
+"""LoRA with rewards: the gradient, what is sampled and scored, and what was recorded."""
 
 import math
 from itertools import islice, product
@@ -35,31 +35,20 @@ def start():
     return load_start()
 
 
-# --- the loss ------------------------------------------------------------------------------------
-
-
-def test_the_gradient_of_a_group_by_hand():
-    # Three letters to choose from, evenly; four samples, of which the first alone is right.
-    scores = torch.zeros(3, requires_grad=True)
-    letters = torch.tensor([0, 1, 1, 2])
-    policy_loss(scores.log_softmax(0)[letters], torch.tensor([[1.0, 0.0, 0.0, 0.0]])).backward()
-    # Advantages 3/4, −1/4, −1/4, −1/4; d log p(letter) / d scores is one-hot − 1/3, and the
-    # advantages sum to 0, so that only the one-hot parts stay.
-    assert scores.grad.tolist() == pytest.approx([-0.75 / 4, 0.5 / 4, 0.25 / 4])
-
-
-def test_on_average_it_is_the_gradient_of_the_mean_reward_but_for_the_size_of_a_group():
+def test_on_average_the_gradient_is_that_of_the_mean_reward_but_for_the_size_of_a_group():
     reward, samples = torch.tensor([0.2, 1.0, 0.5]), 3
     scores = torch.tensor([0.3, -0.4, 0.8], requires_grad=True)
     chances = scores.softmax(0)
     [wanted] = torch.autograd.grad(chances @ reward, scores, retain_graph=True)
     average = torch.zeros(3)
     for group in map(list, product(range(3), repeat=samples)):  # every group that can be drawn
-        loss = policy_loss(scores.log_softmax(0)[group], reward[group].view(1, -1))
+        # Beside it a second name, whose samples are all as good: there is nothing to learn from it.
+        rewards = torch.stack((reward[group], torch.ones(samples)))
+        loss = policy_loss(scores.log_softmax(0)[[*group, 0, 0, 1]], rewards)
         [gradient] = torch.autograd.grad(loss, scores)
         average -= chances[group].prod().detach() * gradient
     # A sample stands in the mean that it is compared with: hence (n − 1) / n.
-    torch.testing.assert_close(average, wanted * (samples - 1) / samples)
+    torch.testing.assert_close(average, wanted * (samples - 1) / samples / 2)
 
 
 # --- samples and rewards -------------------------------------------------------------------------
@@ -119,9 +108,6 @@ def test_training_by_reward_alone_finds_a_recorded_spelling(start):
     assert rewards[0].mean() < 0.8 and rewards[-3:].mean() > 0.95
 
 
-# --- measures ------------------------------------------------------------------------------------
-
-
 def test_bits_that_a_reward_can_tell():
     assert information(torch.ones(5, 8)) == 0
     assert information(torch.arange(8.0).view(1, 1, 8)) == pytest.approx(3)
@@ -139,9 +125,6 @@ def test_divergence_is_nought_from_oneself_and_by_hand_from_another(start):
     ours.classifier.bias.data[[10, Tokenizer.EOS]] = 0.0  # one half each, at every place
     wanted = math.log2(len(tokenizer) / 2)
     assert divergence(ours, theirs, tokenizer, ["Lima"]) == pytest.approx(wanted, abs=1e-4)
-
-
-# --- what was recorded ---------------------------------------------------------------------------
 
 
 def test_the_start_and_the_first_steps_come_out_again_on_this_machine(monkeypatch):

@@ -11,7 +11,6 @@ from lora_course.results import load_table
 from lora_course.variants import DoRALinear, lora_plus, start_at_strongest
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
 from lora_lib.lora import LoRALinear
-from lora_lib.training import adamw, training_steps
 
 # What transformers says when PEFT loads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -99,27 +98,6 @@ def test_lora_plus_gives_every_parameter_the_rate_that_peft_gives_it():
         )  # fmt: skip
     assert rates[0] == rates[1] and len(rates[0]) == 4
     assert set(rates[0].values()) == {1e-3, 16e-3}
-
-
-def losses(alpha, optimizer, use_rslora=False, **settings):
-    model = add_lora_to_model(small(), 4, alpha, "all-linear", use_rslora=use_rslora)[0]
-    freeze_non_lora_params(model)
-    x, y = torch.randn(20, 6, dtype=torch.float64), torch.randn(20, 4, dtype=torch.float64)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    stepper = optimizer(model)(trained, 1e-2)
-    for group in stepper.param_groups:
-        group.update(settings)
-    loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()  # noqa: E731
-    return torch.tensor(list(training_steps(model, [(x, y)] * 30, stepper, loss)))
-
-
-def test_lora_plus_and_rslora_are_lora_with_another_alpha():
-    exact = dict(weight_decay=0.0, eps=1e-30)  # Adam then does not see how large a gradient is
-    plus = losses(2.0, lambda model: lora_plus(model, 16.0), **exact)
-    torch.testing.assert_close(plus, losses(32.0, lambda _: adamw, **exact))
-    assert (plus - losses(2.0, lambda _: adamw, **exact)).abs().max() > 0.1
-    root = losses(2.0, lambda _: adamw, use_rslora=True)
-    assert torch.equal(root, losses(4.0, lambda _: adamw))
 
 
 def test_what_no_variant_can_stand_on_is_refused():
