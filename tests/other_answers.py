@@ -11,26 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
+import lora_lib
 from lora_course.exercises import ex02, ex07, transfer
 from lora_course.tiny_lora import TinyLoRA
-from lora_lib import (
-    LoRALinear,
-    add_lora_to_model,
-    freeze_non_lora_params,
-    load_adapter,
-    load_pretrained,
-)
 from lora_lib.targets import is_named
 
 # --- right ---------------------------------------------------------------------------------------
-
-
-def k90_by_loop(values):
-    total, held = sum(v * v for v in values.tolist()), 0.0
-    for k, value in enumerate(values.tolist(), start=1):
-        held += value**2
-        if held >= 0.9 * total:
-            return k
 
 
 def k90_by_search(values):
@@ -44,7 +30,7 @@ def forward_by_einsum(x, weight, A, B, alpha):
 
 
 def initialise_as_the_library(d_out, d_in, rank):
-    layer = LoRALinear(nn.Linear(d_in, d_out), rank)
+    layer = lora_lib.LoRALinear(nn.Linear(d_in, d_out), rank)
     return layer.lora_A, layer.lora_B
 
 
@@ -74,7 +60,7 @@ def inject_by_parents(model, target, rank, alpha):
         for name, child in list(parent.named_children()):
             pieces = [*parent_path.split("."), name]
             if isinstance(child, nn.Linear) and pieces[-len(wanted) :] == wanted:
-                setattr(parent, name, LoRALinear(child, rank=rank, alpha=alpha))
+                setattr(parent, name, lora_lib.LoRALinear(child, rank=rank, alpha=alpha))
     return model
 
 
@@ -115,10 +101,6 @@ def merge_by_einsum(W, A, B, alpha):
     return total
 
 
-def merge_in_float64(W, A, B, alpha):
-    return W.double() + alpha / len(A) * B.double() @ A.double()
-
-
 def rate_by_sorting(rows):
     scored = [(r["validation"]["bits"], r["lr"]) for r in rows if r["validation"]["bits"] < 1e9]
     return np.float64(sorted(scored)[0][1])
@@ -136,7 +118,7 @@ class Adapted(nn.Module):
 
 
 def lora_on_with_a_layer_of_its_own(names, rank):
-    model = load_pretrained()[0].requires_grad_(False)
+    model = lora_lib.load_pretrained()[0].requires_grad_(False)
     for path, module in list(model.named_modules()):
         if path.split(".")[-1] in names:
             model.set_submodule(path, Adapted(module, rank))
@@ -147,7 +129,7 @@ def rank_by_trying(model, names, budget):
     linear = [(p, m) for p, m in model.named_modules() if type(m) is nn.Linear]
     paths = [path for path, _ in linear if path.split(".")[-1] in names]
     for rank in range(1, 400):
-        _, layers = add_lora_to_model(copy.deepcopy(model), rank, 1.0, paths)
+        _, layers = lora_lib.add_lora_to_model(copy.deepcopy(model), rank, 1.0, paths)
         if sum(layer.num_trainable_params for layer in layers) > budget:
             break
     if rank == 1:
@@ -157,10 +139,10 @@ def rank_by_trying(model, names, budget):
 
 def swap_by_hand(model, directory):
     for path, module in list(model.named_modules()):
-        if isinstance(module, LoRALinear):
+        if isinstance(module, lora_lib.LoRALinear):
             module.unmerge()
             model.set_submodule(path, module.original)
-    return load_adapter(model, directory)
+    return lora_lib.load_adapter(model, directory)
 
 
 def change_ranks_by_hand(before, after):
@@ -221,20 +203,20 @@ def by_parametrization(model, names, rank, alpha):
 
 
 def by_the_library(model, names, rank, alpha):
-    add_lora_to_model(model, rank, alpha, names, modules_to_save=("head",))
-    freeze_non_lora_params(model)
+    lora_lib.add_lora_to_model(model, rank, alpha, names, modules_to_save=("head",))
+    lora_lib.freeze_non_lora_params(model)
     return model
 
 
 RIGHT = {
-    "01 k90": [k90_by_search, lambda values: float(k90_by_loop(values))],
+    "01 k90": [k90_by_search],
     "02 forward": [forward_by_einsum],
     "02 initialise": [initialise_as_the_library, initialise_as_the_lesson],
     "02 tiny_lora": [TinyInFunctions],
     "03 inject": [inject_by_parents, inject_and_freeze],
     "03 freeze": [freeze_by_type],
     "04 step": [step_of(torch.optim.SGD), step_without_backward],
-    "05 merge": [merge_by_einsum, merge_in_float64],
+    "05 merge": [merge_by_einsum],
     "06 lora_parameters": [lambda shapes, rank: torch.tensor(shapes).sum() * rank],
     "06 choose_rate": [rate_by_sorting],
     "07 lora_on": [lora_on_with_a_layer_of_its_own],
@@ -251,10 +233,6 @@ RIGHT = {
 
 def forward_with_b_a(x, weight, A, B, alpha):
     return x @ weight.T + alpha / len(A) * x @ (B @ A).T
-
-
-def forward_in_numpy(x, weight, A, B, alpha):
-    return ex02.forward_with()(x, weight, A, B, alpha).detach().numpy()
 
 
 def initialise_with_whole_b(d_out, d_in, rank):
@@ -300,13 +278,8 @@ Squashed = transfer.low_rank(total=lambda W, BA, s, r: W + (s * BA).tanh())
 
 WRONG = [
     ("02 forward", forward_with_b_a, "a matrix as large as W"),
-    ("02 forward", forward_in_numpy, "and a numpy array of shape (4, 5, 7) came"),
     ("02 initialise", initialise_with_whole_b, "expected [True, True], and [True, False] came"),
-    (
-        "02 forward",
-        lambda x, W, A, B, alpha: ex02.forward_with()(x, W + 0, A, B, alpha),
-        "a copy",
-    ),
+    ("02 forward", lambda x, W, *factors: ex02.forward_with()(x, W + 0, *factors), "a copy"),
     ("02 tiny_lora", TinyWithoutReturn, "the output at the start: expected"),
     ("02 tiny_lora", TinyOfACopy, "the layer it was given: expected True, and False came"),
     ("02 tiny_lora", TinyWithOtherNames, "'lora_A', 'lora_B'"),

@@ -11,20 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lora_course.directions import (
-    intruder_dimensions,
-    linear_weights,
-    nearest_cosines,
-    subspace_similarity,
-)
-from lora_course.experiments import forgetting as forgetting_experiment
-from lora_course.experiments.forgetting import (
-    MEASURED_AT,
-    SETTINGS,
-    bits_at,
-    bits_by_seed,
-    reached_by_all,
-)
+from lora_course import directions
+from lora_course.experiments import forgetting
 from lora_course.experiments.geometry import projections
 from lora_course.experiments.questions import SEEDS, method
 from lora_course.experiments.runs import chosen_rate
@@ -57,23 +45,23 @@ def test_similarity_is_the_share_of_the_smaller_subspace_that_lies_in_the_larger
         (a[:, :4], a[:, 4:], 0),
         (a[:, :4], a[:, 2:6], 0.5),
     ):
-        assert subspace_similarity(one, other) == pytest.approx(share, abs=1e-5)
+        assert directions.subspace_similarity(one, other) == pytest.approx(share, abs=1e-5)
     for d, i, j in ((64, 16, 16), (128, 8, 64), (256, 64, 1)):  # by chance
-        found = [subspace_similarity(orthonormal(d, i, s), orthonormal(d, j, 1000 + s))
+        found = [directions.subspace_similarity(orthonormal(d, i, s), orthonormal(d, j, 1000 + s))
                  for s in range(40)]  # fmt: skip
         assert np.mean(found) == pytest.approx(max(i, j) / d, rel=0.1)
 
 
 def test_a_strong_new_direction_is_an_intruder_and_a_weak_one_is_not():
     diagonal = torch.diag(torch.arange(16.0, 0, -1))  # its singular vectors are the axes
-    torch.testing.assert_close(nearest_cosines(diagonal, diagonal), torch.ones(10).double())
-    assert intruder_dimensions(diagonal, -2 * diagonal) == 0
+    assert directions.nearest_cosines(diagonal, diagonal).tolist() == pytest.approx([1.0] * 10)
+    assert directions.intruder_dimensions(diagonal, -2 * diagonal) == 0
     new = torch.full((16, 1), 0.25)  # cosine 1/4 with every axis
     strong = diagonal + 1000 * new @ new.T
-    assert nearest_cosines(diagonal, strong)[0].item() == pytest.approx(0.25, abs=0.01)
-    assert intruder_dimensions(diagonal, strong, k=1) == 1
-    assert intruder_dimensions(diagonal, strong, k=1, epsilon=0.2) == 0
-    assert intruder_dimensions(diagonal, diagonal + 1e-3 * new @ new.T) == 0
+    assert directions.nearest_cosines(diagonal, strong)[0].item() == pytest.approx(0.25, abs=0.01)
+    assert directions.intruder_dimensions(diagonal, strong, k=1) == 1
+    assert directions.intruder_dimensions(diagonal, strong, k=1, epsilon=0.2) == 0
+    assert directions.intruder_dimensions(diagonal, diagonal + 1e-3 * new @ new.T) == 0
 
 
 # --- forgetting ----------------------------------------------------------------------------------
@@ -90,10 +78,10 @@ TRACK = (8.0, 0.5), (4.0, 2.5), (5.0, 3.0), (1.0, 7.0)
 def test_a_skill_is_read_between_two_looks_in_a_straight_line():
     for learned, old in ((8.0, 0.5), (6.0, 1.5), (4.0, 2.5), (3.0, 5.0), (1.0, 7.0),
                          (4.5, 2.25)):  # twice on the way: the first time counts  # fmt: skip
-        assert bits_at(looks(*TRACK), "old", learned) == pytest.approx(old)
+        assert forgetting.bits_at(looks(*TRACK), "old", learned) == pytest.approx(old)
     for learned in (0.99, 8.01):
         with pytest.raises(ValueError, match=f"never reached {learned} bits on what it learns"):
-            bits_at(looks(*TRACK), "old", learned)
+            forgetting.bits_at(looks(*TRACK), "old", learned)
 
 
 def test_runs_are_compared_where_all_of_them_have_been_and_in_the_order_of_seeds():
@@ -102,9 +90,9 @@ def test_runs_are_compared_where_all_of_them_have_been_and_in_the_order_of_seeds
                        looks(*slow, setting="a", rate="half", seed=0),
                        looks(*slower, setting="a", rate="full's", seed=0),
                        looks(*TRACK, setting="b", rate="half", seed=0)])  # fmt: skip
-    assert reached_by_all(table) == 2.0
-    assert reached_by_all(table, ("half", "full's")) == 3.0
-    assert bits_by_seed(table, "a", "half", "old", 2.0) == pytest.approx([6.5, 6.0])
+    assert forgetting.reached_by_all(table) == 2.0
+    assert forgetting.reached_by_all(table, ("half", "full's")) == 3.0
+    assert forgetting.bits_by_seed(table, "a", "half", "old", 2.0) == pytest.approx([6.5, 6.0])
 
 
 def test_a_skill_is_asked_for_as_in_pretraining_and_no_town_of_it_was_trained_on(tokenizer):
@@ -147,7 +135,8 @@ def test_every_table_is_whole_with_five_seeds_at_the_chosen_rates():
     for name, rate in changes.groupby("method").lr.unique().items():
         assert list(rate) == [chosen_rate(RUNS, method(name))]
     tracks = load_table("forgetting")
-    assert set(tracks.step) == {*MEASURED_AT, 500} and list(tracks)[-4:] == ["learned", *SKILLS]
+    assert set(tracks.step) == {*forgetting.MEASURED_AT, 500}
+    assert list(tracks)[-4:] == ["learned", *SKILLS]
 
 
 # --- slices of it, computed again ----------------------------------------------------------------
@@ -157,16 +146,16 @@ def test_the_first_looks_of_a_track_are_measured_again(monkeypatch):
     recorded = load_table("forgetting").query("setting == 'LoRA r=8'")
     names = ["learned", "Arabic"]  # two of four save half of the time
     monkeypatch.setattr(
-        forgetting_experiment, "examples_of", lambda *a: {n: examples_of(*a)[n] for n in names}
+        forgetting, "examples_of", lambda *a: {n: examples_of(*a)[n] for n in names}
     )
-    monkeypatch.setattr(forgetting_experiment, "default_device", lambda: CPU)
+    monkeypatch.setattr(forgetting, "default_device", lambda: CPU)
     # Ten steps of 500: the look after the last one is then the recorded look at step 10.
     monkeypatch.setattr(
-        forgetting_experiment, "fit", lambda model, batches, *a: fit(model, islice(batches, 10), *a)
+        forgetting, "fit", lambda model, batches, *a: fit(model, islice(batches, 10), *a)
     )
     first = recorded[recorded.rate.eq("chosen") & recorded.seed.eq(0)]
-    run = replace(SETTINGS["LoRA r=8"], lr=first.lr.iloc[0])
-    again = forgetting_experiment.measure(run)
+    run = replace(forgetting.SETTINGS["LoRA r=8"], lr=first.lr.iloc[0])
+    again = forgetting.measure(run)
     assert [again[0][name] for name in names] == pytest.approx(list(first[names].iloc[0]), abs=1e-3)
     # Another machine differs by 0.01; the tolerance tells seeds and rates apart:
     assert [again[1][name] for name in names] == pytest.approx(list(first[names].iloc[1]), abs=0.06)
@@ -175,7 +164,7 @@ def test_the_first_looks_of_a_track_are_measured_again(monkeypatch):
 
 
 def test_what_the_projections_say_of_w_is_computed_again(base):
-    weights = linear_weights(base)
+    weights = directions.linear_weights(base)
     for recorded in load_table("projections")[:12:5].to_dict("records"):
         path, rank = f"blocks.{recorded['layer']}.attention.{recorded['matrix']}", recorded["rank"]
         factors = {path: (torch.randn(rank, 128), torch.randn(128, rank), 2.0)}

@@ -7,17 +7,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import lora_lib
 from lora_course.exercises import quiz
 from lora_course.experiments.questions import QUESTIONS
 from lora_course.results import load_runs, load_table
-from lora_lib import (
-    BASE_SCRIPT,
-    SCRIPTS,
-    count_parameters,
-    load_adapter,
-    load_pretrained,
-    load_spellings,
-)
 from lora_lib.pretrained import ADAPTERS, read_metadata
 from lora_lib.scores import transliterate
 
@@ -28,20 +21,20 @@ TOWN = "Bremen"
 
 
 def row(script: str) -> str:
-    model, tokenizer = load_pretrained()
-    if script == BASE_SCRIPT:
+    model, tokenizer = lora_lib.load_pretrained()
+    if script == lora_lib.BASE_SCRIPT:
         score = read_metadata()["provenance"]["scores"]["cyrillic test"]["exact_match"]
     else:
-        load_adapter(model, ADAPTERS / script)
+        lora_lib.load_adapter(model, ADAPTERS / script)
         facts = json.loads((ADAPTERS / script / "provenance.json").read_text("utf-8"))
         score = facts["test"]["exact_match"]
     [written] = transliterate(model, tokenizer, [TOWN])
-    recorded = " or ".join(load_spellings(script, "test")[TOWN])
+    recorded = " or ".join(lora_lib.load_spellings(script, "test")[TOWN])
     return f"| {script.capitalize()} | {written} | {recorded} | {score:.0%} |"
 
 
 def test_the_table_of_one_town_is_what_the_models_write():
-    expected = "\n".join(row(script) for script in (BASE_SCRIPT, *SCRIPTS))
+    expected = "\n".join(row(script) for script in (lora_lib.BASE_SCRIPT, *lora_lib.SCRIPTS))
     assert expected in README, f"the table should be\n{expected}"
 
 
@@ -59,7 +52,7 @@ def test_the_opening_picture_is_told_as_it_is_drawn():
     counting = load_table("counting").query("table == 'context' and pairs.isna()")
     assert f"in context {counting.exact_match.mean():.0%}" in alt.replace("\n", " ")
     trained = runs.groupby("method").trainable.first()["lora"]
-    share = trained / count_parameters(load_pretrained()[0])
+    share = trained / lora_lib.count_parameters(lora_lib.load_pretrained()[0])
     assert f"{share:.1%} of the parameters" in alt
 
 

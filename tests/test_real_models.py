@@ -13,35 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from lora_course import real_models
-from lora_course.code_search import (
-    Encoder,
-    Search,
-    evaluate_search,
-    info_nce,
-    search_batches,
-    search_scores,
-)
-from lora_course.docstring_writer import (
-    END,
-    Answer,
-    answer_loss,
-    bits_per_character,
-    chat_example,
-    conversation,
-    docstring_examples,
-    score_writing,
-    text_examples,
-    words_in_common,
-    write,
-)
-from lora_course.docstrings import (
-    Function,
-    first_sentence,
-    load_functions,
-    split_functions,
-    words_of,
-)
+from lora_course import code_search, docstrings, real_models
+from lora_course import docstring_writer as writer
 from lora_course.experiments import search_code
 from lora_course.real_models import MINILM, SMOLLM2, check_hash, load_minilm, load_smollm2
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
@@ -140,69 +113,65 @@ def test_functions_are_read_from_sources_without_importing_them(tmp_path, monkey
     (package / "newer.py").write_text('type Row[T] = list[T]\n"""From Python 3.12 on."""')
     (package / "tests" / "test_it.py").write_text(MODULE.replace("add_two", "test_two"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = {f.name: f for f in load_functions(["shelf"])}
+    found = {f.name: f for f in docstrings.load_functions(["shelf"])}
     [shared] = found.keys() - {"shelf.add_two"}  # one of two with the same sentence
     assert shared in ("shelf.Table.toRows", "shelf.again")
-    assert found["shelf.add_two"] == Function(
+    assert found["shelf.add_two"] == docstrings.Function(
         "shelf.add_two", "(a, b=2, *rest, key='x', **more)", "Add two numbers, one after the other."
     )
     for wrong, error in (("shelf", TypeError), (["no_such"], ModuleNotFoundError)):
         with pytest.raises(error, match=r"shelf|no_such"):
-            load_functions(wrong)
+            docstrings.load_functions(wrong)
 
 
 def test_the_standard_library_is_split_by_name():
-    functions = load_functions(["stdlib"])
+    functions = docstrings.load_functions(["stdlib"])
     assert len(functions) > 1000
     assert len({f.name for f in functions}) == len({f.summary for f in functions}) == len(functions)
-    splits = split_functions(functions)
+    splits = docstrings.split_functions(functions)
     assert all(split_of(f.name) == split for split, found in splits.items() for f in found)
     assert not any(f.name.startswith(("test.", "idlelib.", "tkinter.")) for f in functions)
 
 
 def test_first_sentences_and_words_of_names():
-    assert (
-        first_sentence("Return the\n    sum of it. And more.\n\nMore.") == "Return the sum of it."
-    )
+    text = "Return the\n    sum of it. And more.\n\nMore."
+    assert docstrings.first_sentence(text) == "Return the sum of it."
     for other in ("Sum of it.", ">>> f(1, 2) gives three of them", "Return " + "it " * 60):
-        assert first_sentence(other) == ""
-    assert words_of("torch.nn.functional.log_softmax") == "torch nn functional log softmax"
-    assert words_of("parseHTMLFile.toDict2") == "parse html file to dict 2"
+        assert docstrings.first_sentence(other) == ""
+    assert docstrings.words_of("torch.nn.log_softmax") == "torch nn log softmax"
+    assert docstrings.words_of("parseHTMLFile.toDict2") == "parse html file to dict 2"
 
 
-# --- search --------------------------------------------------------------------------------------
+# --- search and writing --------------------------------------------------------------------------
 
 PAIRS = [
-    Function("shelf.add_numbers", "(a)", "Add numbers one after the other."),
-    Function("shelf.read_file", "(path)", "Read a file into one string."),
-    Function("shelf.sort_rows", "(rows)", "Sort the rows of a table."),
+    docstrings.Function("shelf.add_numbers", "(a)", "Add numbers one after the other."),
+    docstrings.Function("shelf.read_file", "(path)", "Read a file into one string."),
+    docstrings.Function("shelf.sort_rows", "(rows)", "Sort the rows of a table."),
 ]
 
 
 def test_search_scores_count_ranks_and_ties_against_the_right_one():
     nearness = np.array([[3, 1, 2], [2, 1, 0], [0, 0, 0]], float)
-    assert search_scores(nearness) == Search(1 / 3, 1.0, (1 + 1 / 2 + 1 / 3) / 3)
+    assert code_search.search_scores(nearness) == (1 / 3, 1.0, (1 + 1 / 2 + 1 / 3) / 3)
     near = np.eye(10)
     near[0, 1:7] = 2.0  # six before the right one
-    assert search_scores(near) == (0.9, 0.9, (9 + 1 / 7) / 10)
-
-
-# --- writing -------------------------------------------------------------------------------------
+    assert code_search.search_scores(near) == (0.9, 0.9, (9 + 1 / 7) / 10)
 
 
 def test_what_is_written_is_scored():
-    assert words_in_common("Add the numbers.", "add numbers") == pytest.approx(4 / 5)
-    assert words_in_common("", "") == 0.0
+    assert writer.words_in_common("Add the numbers.", "add numbers") == pytest.approx(4 / 5)
+    assert writer.words_in_common("", "") == 0.0
     answers = [
-        Answer("Add numbers one after the other.", True),
-        Answer("Read\na file", True),
-        Answer("Sort and sort", False),
+        writer.Answer("Add numbers one after the other.", True),
+        writer.Answer("Read\na file", True),
+        writer.Answer("Sort and sort", False),
     ]
-    scores = score_writing(answers, PAIRS)
+    scores = writer.score_writing(answers, PAIRS)
     assert scores.one_line == 1 / 3
     assert scores.words == pytest.approx((1 + 2 * 3 / 9 + 2 * 1 / 9) / 3)
     with pytest.raises(ValueError):
-        score_writing(answers[:2], PAIRS)
+        writer.score_writing(answers[:2], PAIRS)
 
 
 # --- the models themselves -----------------------------------------------------------------------
@@ -211,18 +180,18 @@ def test_what_is_written_is_scored():
 @here(MINILM)
 def test_minilm_searches_and_learns_with_lora_on_query_and_value():
     model, tokenizer = load_minilm()
-    encoder = Encoder(model, tokenizer)
+    encoder = code_search.Encoder(model, tokenizer)
     vectors = encoder.vectors(["Sort the rows of a table.", "sort rows", "read file"])
     assert vectors.norm(dim=1) == pytest.approx([1.0] * 3)
     # Padding changes nothing: alone, and beside a longer text.
     assert torch.allclose(encoder.vectors(["sort rows"])[0], vectors[1], atol=1e-6)
     assert vectors[0] @ vectors[1] > 0.6 > vectors[0] @ vectors[2]
-    assert evaluate_search(encoder, PAIRS).recall_1 == 1.0
+    assert code_search.evaluate_search(encoder, PAIRS).recall_1 == 1.0
     add_lora_to_model(model, 8, 16.0, search_code.TARGETS["query, value"])
     freeze_non_lora_params(model)
     assert count_parameters(model, only_trainable=True) == 73_728
-    batches = search_batches(PAIRS, 3, 0)
-    losses = fit(model, batches, 6, 3e-3, loss_function=lambda _, b: info_nce(encoder, b))
+    batches = code_search.search_batches(PAIRS, 3, 0)
+    losses = fit(model, batches, 6, 3e-3, loss_function=search_code.loss_of(encoder))
     assert losses[-1] < losses[0]
 
 
@@ -232,33 +201,35 @@ def test_smollm2_answers_in_its_chat_form_and_only_the_answer_counts(monkeypatch
     model, tokenizer = load_smollm2()
     assert count_parameters(model) == 134_515_008
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    [example] = docstring_examples(tokenizer, PAIRS[:1])
+    [example] = writer.docstring_examples(tokenizer, PAIRS[:1])
     text = tokenizer.decode(example.ids)
-    assert text.startswith("<|im_start|>system\n") and text.endswith(PAIRS[0].summary + END)
-    assert tokenizer.decode(example.ids[example.first_target :]) == PAIRS[0].summary + END
-    shot = docstring_examples(tokenizer, PAIRS[:1], PAIRS[1:])[0]
+    assert text.startswith("<|im_start|>system\n") and text.endswith(PAIRS[0].summary + writer.END)
+    assert tokenizer.decode(example.ids[example.first_target :]) == PAIRS[0].summary + writer.END
+    shot = writer.docstring_examples(tokenizer, PAIRS[:1], PAIRS[1:])[0]
     assert shot.ids[shot.first_target :] == example.ids[example.first_target :]
     assert PAIRS[2].summary in tokenizer.decode(shot.ids[: shot.first_target])
 
     # The loss at answers alone equals that of all positions, masked; padding changes nothing.
-    other = chat_example(tokenizer, conversation(PAIRS[1]), "A much longer answer than the other.")
+    other = writer.chat_example(
+        tokenizer, writer.conversation(PAIRS[1]), "A much longer answer than the other."
+    )
     batch = make_batch([example, other])
     with torch.no_grad():
         logits = model(batch.input_ids).logits.flatten(0, 1)
         whole = torch.nn.functional.cross_entropy(
             logits, batch.labels.flatten(), ignore_index=IGNORE
         )
-        assert answer_loss(model, batch).item() == pytest.approx(whole.item(), rel=1e-5)
-        alone = [answer_loss(model, make_batch([e])).item() for e in (example, other)]
+        assert writer.answer_loss(model, batch).item() == pytest.approx(whole.item(), rel=1e-5)
+        alone = [writer.answer_loss(model, make_batch([e])).item() for e in (example, other)]
     asked = [len(e.ids) - e.first_target for e in (example, other)]
     nats = sum(loss * n for loss, n in zip(alone, asked, strict=True))
     characters = len(PAIRS[0].summary) + len("A much longer answer than the other.") + 2
-    bits = bits_per_character(model, tokenizer, [example, other])
+    bits = writer.bits_per_character(model, tokenizer, [example, other])
     assert bits == pytest.approx(nats / characters / math.log(2), rel=1e-4)
-    english = text_examples(tokenizer, ["The capital of France is Paris."])
-    assert 0.2 < bits_per_character(model, tokenizer, english) < 2
+    english = writer.text_examples(tokenizer, ["The capital of France is Paris."])
+    assert 0.2 < writer.bits_per_character(model, tokenizer, english) < 2
 
-    asked = [conversation(f, PAIRS) for f in PAIRS[:2]] + [conversation(PAIRS[0])]
-    said = write(model, tokenizer, asked, max_new=12)
-    assert said == [write(model, tokenizer, [one], max_new=12)[0] for one in asked]
+    asked = [writer.conversation(f, PAIRS) for f in PAIRS[:2]] + [writer.conversation(PAIRS[0])]
+    said = writer.write(model, tokenizer, asked, max_new=12)
+    assert said == [writer.write(model, tokenizer, [one], max_new=12)[0] for one in asked]
     assert [answer.is_one_line for answer in said] == [True, True, False]  # the last had no example

@@ -10,17 +10,11 @@ import pytest
 import torch
 from test_real_models import here
 
-from lora_course.code_search import (
-    Encoder,
-    evaluate_search,
-    evaluate_tfidf,
-    info_nce,
-    search_batches,
-)
+from lora_course import code_search
 from lora_course.docstring_writer import bits_per_character, docstring_examples
 from lora_course.docstrings import LIBRARIES, library_versions, load_functions, split_functions
 from lora_course.experiments import search_code
-from lora_course.experiments.real_runs import job_of, make_trainable
+from lora_course.experiments.real_runs import job_of
 from lora_course.experiments.write_docstrings import LOOKS
 from lora_course.real_models import MINILM, SMOLLM2, load_minilm, load_smollm2
 from lora_course.recorded_search import load_search
@@ -61,8 +55,8 @@ def test_what_trains_nothing_scores_as_recorded():
     tolerance = 3 / 765 if same_texts() else 0.06
     tested = functions()["validation"]
     found = {
-        "base": evaluate_search(Encoder(*load_minilm()), tested),
-        "tf-idf": evaluate_tfidf(tested, functions()["train"]),
+        "base": code_search.evaluate_search(code_search.Encoder(*load_minilm()), tested),
+        "tf-idf": code_search.evaluate_tfidf(tested, functions()["train"]),
     }
     for method, scores in found.items():
         row = RUNS[RUNS.method.eq(method)].iloc[0]
@@ -78,12 +72,10 @@ def test_what_trains_nothing_scores_as_recorded():
 def test_the_first_ten_losses_of_a_recorded_run_are_measured_again():
     recorded = load_search()[0]["LoRA r=8, query and value"][100].iloc[0]
     job = job_of(recorded)
-    model, tokenizer = load_minilm()
-    encoder = Encoder(make_trainable(model, job, search_code.TARGETS), tokenizer)
-    batches = islice(search_batches(functions()["train"], job.batch_size, job.seed), 10)
-    losses = fit(
-        model, batches, job.steps, job.lr, loss_function=lambda _, batch: info_nce(encoder, batch)
-    )
+    encoder = search_code.prepare_encoder(job)
+    batches = islice(code_search.search_batches(functions()["train"], job.batch_size, job.seed), 10)
+    loss = search_code.loss_of(encoder)
+    losses = fit(encoder.model, batches, job.steps, job.lr, loss_function=loss)
     assert sum(losses) / 10 == pytest.approx(float(recorded.losses.split()[0]), abs=0.05)
 
 

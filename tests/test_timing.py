@@ -6,19 +6,12 @@ import pytest
 import torch
 
 from lora_course.experiments import timed_models, timing
-from lora_course.experiments.timed_models import (
-    SEVEN_B,
-    SEVEN_B_CASES,
-    Case,
-    build,
-    make,
-    methods,
-)
 from lora_course.experiments.timing import load_timing, measure, record
+from lora_lib.lora import count_parameters
 
 CPU = torch.device("cpu")
-STACK = Case("projections", width=32, depth=2, length=24, rank=4)
-DECODER = Case("decoder", width=128, depth=1, batch=2, length=16, rank=3)
+STACK = timed_models.Case("projections", width=32, depth=2, length=24, rank=4)
+DECODER = timed_models.Case("decoder", width=128, depth=1, batch=2, length=16, rank=3)
 WHOLE = replace(DECODER, depth=2, vocabulary=50, dtype="bfloat16")
 SIZES = ("trainable", "resident_bytes", "saved_bytes")
 
@@ -60,10 +53,12 @@ def test_all_is_recorded_with_where_and_when():
         ("CPU" if device == CPU else "GPU", *astuple(case), method)
         for device in (CPU, torch.device("cuda"))
         for case in timing.cases(device)
-        for method in methods(case)
+        for method in timed_models.methods(case)
     }
     expected |= {
-        ("GPU", *astuple(case), method) for case, chosen in SEVEN_B_CASES for method in chosen
+        ("GPU", *astuple(case), method)
+        for case, chosen in timed_models.SEVEN_B_CASES
+        for method in chosen
     }
     assert set(map(tuple, table[[*timing.CASE, "method"]].values)) == expected
     assert len(expected) == len(table)
@@ -72,11 +67,11 @@ def test_all_is_recorded_with_where_and_when():
 
 
 def test_the_arithmetic_counts_what_the_model_has_and_seven_b_is_llama_2_7b():
-    base = build(WHOLE, CPU)
-    trained = [p for p in make("lora_lib", base, WHOLE).parameters() if p.requires_grad]
+    base = timed_models.build(WHOLE, CPU)
+    model = timed_models.make("lora_lib", base, WHOLE)
     for case, parameters, in_factors in (
-        (WHOLE, sum(p.numel() for p in base.parameters()), sum(p.numel() for p in trained)),
-        (SEVEN_B, 6_738_415_616, 39_976_960),
+        (WHOLE, count_parameters(base), count_parameters(model, only_trainable=True)),
+        (timed_models.SEVEN_B, 6_738_415_616, 39_976_960),
     ):
         assert timed_models.decoder_parameters(case) == parameters
         assert timed_models.lora_parameters(case) == in_factors
@@ -86,7 +81,7 @@ def test_the_arithmetic_counts_what_the_model_has_and_seven_b_is_llama_2_7b():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_was_recorded_is_measured_again(dtype):
     """All but times and peaks, which are the machine's. PEFT's casts of x are among the saved."""
-    case = Case("projections", dtype=dtype)
+    case = timed_models.Case("projections", dtype=dtype)
     table = load_timing().query("processor == 'CPU' and width == 128 and model == 'projections'")
     table = table.query("dtype == @dtype").set_index("method")
     for row in measure(case, CPU, seconds=0, at_least=1):

@@ -29,20 +29,6 @@ from lora_course.experiments.questions import (
     paired_difference,
 )
 from lora_course.experiments.runs import SETTINGS, Run, runs_at
-from lora_course.experiments.statements import (
-    COMPARISONS,
-    Measure,
-    about,
-    compare,
-    decide,
-    doubt_of_intruders,
-    forgotten,
-    highest_rank,
-    letter_bits,
-    verdicts,
-    what_changes,
-    without_regret,
-)
 from lora_course.results import load_runs, load_table
 from lora_lib.names import load_pairs
 
@@ -120,8 +106,8 @@ def test_a_level_with_a_rate_of_its_own_takes_no_other():
 
 
 def test_every_statement_is_judged_and_says_who_says_it():
-    judged = verdicts()
-    assert len(judged) == 37 and {statement for statement, *_ in COMPARISONS} <= set(judged.index)
+    judged = statements.verdicts()
+    assert len(judged) == 37 and {key for key, *_ in statements.COMPARISONS} <= set(judged.index)
     assert judged.notna().all(axis=None) and judged.source.ne("").all()
     assert set(judged.verdict) == {REPRODUCED, NOT_REPRODUCED, CANT_TELL}
 
@@ -137,7 +123,7 @@ def moved(run: Run, by: float):
 
 
 def verdict(key: str, measures) -> str:
-    return decide([measure for measure in measures if measure.statement == key])[0]
+    return statements.decide([measure for measure in measures if measure.statement == key])[0]
 
 
 @pytest.mark.parametrize("key, run, by, expected", [
@@ -152,9 +138,11 @@ def verdict(key: str, measures) -> str:
     ("enough-rank", lora(64), -0.1, REPRODUCED),
 ])  # fmt: skip
 def test_a_planted_difference_changes_the_verdict(key, run, by, expected, monkeypatch):
-    mine = [comparison for comparison in COMPARISONS if comparison[0] == key]
+    mine = [comparison for comparison in statements.COMPARISONS if comparison[0] == key]
     monkeypatch.setattr(statements, "COMPARISONS", mine)
-    measures = compare(moved(run, by)) if mine else highest_rank(moved(run, by))
+    measures = (
+        statements.compare(moved(run, by)) if mine else statements.highest_rank(moved(run, by))
+    )
     assert verdict(key, measures) == expected
 
 
@@ -163,10 +151,10 @@ def test_other_tracks_cuts_and_directions_give_other_verdicts():
     swap = {"LoRA r=8": "full fine-tuning", "full fine-tuning": "LoRA r=8"}
     swapped = looks.rate.ne("full's")
     looks.loc[swapped, "setting"] = looks.setting[swapped].replace(swap)
-    assert verdict("forgetting", forgotten(looks)) == REPRODUCED
+    assert verdict("forgetting", statements.forgotten(looks)) == REPRODUCED
     tables = {name: load_table(name) for name in ("cuts", "k90", "similarity", "intruders")}
     tables["cuts"].exact_match, tables["similarity"].phi = 0.5, 0.8
-    measures = list(what_changes(tables.get))
+    measures = list(statements.what_changes(tables.get))
     assert verdict("low-rank", measures) == verdict("same-direction", measures) == REPRODUCED
 
 
@@ -180,28 +168,35 @@ def test_what_schulman_et_al_found_would_be_called_reproduced():
     for run in levels:
         names = load_pairs("georgian", "train")[: run.pairs]
         rows = runs_at({"": run}, runs)
-        too_small = 2 * rows.trainable.iloc[0] < letter_bits(names)
+        too_small = 2 * rows.trainable.iloc[0] < statements.letter_bits(names)
         mine = runs.merge(rows[SETTINGS], "left", indicator=True)._merge.eq("both")
         runs.loc[mine, "bits"] = 0.9 if too_small else 0.5
-    measures = list(without_regret(runs))
+    measures = list(statements.without_regret(runs))
     for key in ("large-batches", "batch-any-rank", "short-runs", "capacity"):
         assert verdict(key, measures) == REPRODUCED, key
 
 
 def test_the_intruder_test_is_judged_where_its_limit_is_far_from_chance():
-    assert "in width 128 a random direction has a cosine of 0.2" in doubt_of_intruders(128)
-    assert doubt_of_intruders(768) == ""
-    measure = Measure("intruders", "flagged", Interval(19, 18, 20), Region("more", 1, 99))
-    assert decide([measure._replace(doubt="chance")]) == (CANT_TELL, "chance")
+    assert "in width 128 a random direction has a cosine of 0.2" in statements.doubt_of_intruders(
+        128
+    )
+    assert statements.doubt_of_intruders(768) == ""
+    measure = statements.Measure(
+        "intruders", "flagged", Interval(19, 18, 20), Region("more", 1, 99)
+    )
+    assert statements.decide([measure._replace(doubt="chance")]) == (CANT_TELL, "chance")
 
 
 def test_the_worst_of_several_measures_decides_and_is_named():
     good, bad = Interval(0.5, 0.4, 0.6), Interval(0.1, 0.05, 0.15)
     unsure, region = Interval(0.3, 0.1, 0.5), Region("more than 0.2", 0.2, 1)
-    measures = [Measure("x", name, found, region)
+    measures = [statements.Measure("x", name, found, region)
                 for name, found in (("good", good), ("bad", bad), ("unsure", unsure))]  # fmt: skip
-    shown = Measure("x", "shown", bad)
-    assert decide(measures) == (NOT_REPRODUCED, "wholly outside “more than 0.2”: bad")
-    assert decide([measures[0], measures[2]])[1] == "across the limit of “more than 0.2”: unsure"
-    assert decide([measures[0], shown]) == (REPRODUCED, "as said: more than 0.2")
-    assert about(10, "10")[1:] == (5, 20)
+    shown = statements.Measure("x", "shown", bad)
+    assert statements.decide(measures) == (NOT_REPRODUCED, "wholly outside “more than 0.2”: bad")
+    assert (
+        statements.decide([measures[0], measures[2]])[1]
+        == "across the limit of “more than 0.2”: unsure"
+    )
+    assert statements.decide([measures[0], shown]) == (REPRODUCED, "as said: more than 0.2")
+    assert statements.about(10, "10")[1:] == (5, 20)
