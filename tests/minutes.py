@@ -5,8 +5,6 @@ import html
 import re
 
 WORDS, CODE_LINES, TABLE_CELLS = 180, 15, 35  # read in a minute
-HIDES_INPUT = {"remove-input", "remove-cell", "hide-input"}
-HIDES_OUTPUT = {"remove-output", "remove-cell", "hide-output"}
 
 
 def words(text: str) -> int:
@@ -26,9 +24,9 @@ def _cell(cell) -> float:
     if cell.cell_type == "markdown":
         rows = [x for x in cell.source.splitlines() if x.lstrip().startswith("|")]
         return _time(words(cell.source), 0, sum(row.count("|") - 1 for row in rows), 0)
-    tags = set(cell.metadata.get("tags", ()))
-    code = 0 if tags & HIDES_INPUT else _lines(cell.source)
-    shown = [] if tags & HIDES_OUTPUT else cell.outputs
+    tags = cell.metadata.get("tags", ())
+    code = 0 if "hide-input" in tags else _lines(cell.source)
+    shown = [] if "hide-output" in tags else cell.outputs
     return _time(0, code, 0, 0) + cell.source.count("predict(") + sum(map(_output, shown))
 
 
@@ -39,8 +37,7 @@ def _output(output) -> float:
     source = "<pre" in page and "<td" not in page
     lines = _lines(html.unescape(re.sub(r"<[^>]+>", "", page))) if source else 0
     prose = re.sub(r"<(table|pre|style|script|svg)\b.*?</\1>", " ", page, flags=re.S)
-    image = any(kind.startswith("image/") for kind in output.get("data", {}))
-    drawn = image or "<img" in page or "<svg" in page
+    drawn = any(kind.startswith("image/") for kind in output.get("data", {}))
     said = words(prose) + words(output.get("data", {}).get("text/markdown", ""))
     return _time(said, lines, page.count("<td"), drawn)
 

@@ -6,7 +6,6 @@ import re
 import pytest
 
 from lora_course import claims, predictions, tables
-from lora_course.georgian import ALPHABET, CONSONANTS, OTHER_VOWELS, reads, share_with_i
 
 
 @pytest.fixture
@@ -94,12 +93,6 @@ def test_names_are_marked_where_a_spelling_is_recorded_and_georgian_is_read_alou
     assert text[3:6] == ["base", "Бремен ✓", "Xи"]
     assert text[6:9] == ["adapter", "ბრემენი ✓reads bremeni", "ხიreads khi"]
     assert text[9:] == ["early", "ბრემენ ✗reads bremen", "ხreads kh"]
-
-
-def test_how_often_names_end_in_i_after_consonants_and_vowels():
-    written = {"Bremen": "ბრემენი", "Łódź": "ლოძ", "Oslo": "ოსლო", "Bari": "ბარი", "Pé'": "პეი"}
-    assert share_with_i(written, CONSONANTS) == share_with_i(written, OTHER_VOWELS) == 0.5
-    assert reads(ALPHABET) == "abgdevztik'lmnop'zhrst'upkghq'shchtsdzts'ch'khjh"
 
 
 @pytest.mark.parametrize(

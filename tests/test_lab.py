@@ -1,10 +1,12 @@
-"""A learner's visit: `make lab`, and the beginning of notebook 01 run from the menu, in a browser.
+"""A learner's visit: `make lab`, what `make check` says is missing, and the beginning of notebook
+01 run from the menu, in a browser.
 
 It is made in a copy of the course, where notebook 01 has no outputs, so that every figure on the
 page was drawn there. It goes as far as the first figure and the first exercise. That the rest of
 the notebook runs, nbval says.
 """
 
+import ast
 import json
 import os
 import re
@@ -26,6 +28,7 @@ from lora_course.exercises.release import BEGIN, END, STUB
 from lora_course.my_copy import copy_missing, give_back
 
 ROOT = Path(__file__).parent.parent
+CHECK = ROOT / "check.py"
 NOTEBOOK = "01_rank_intuition"
 LIMIT = 120_000  # milliseconds for what takes 15 seconds: CI may be slow
 
@@ -42,6 +45,51 @@ FIGURE_CELLS = [
 ]
 EXERCISE_CELL = next(n for n, cell in enumerate(CELLS) if STUB in cell.source)
 CUT = max(FIGURE_CELLS[0], EXERCISE_CELL) + 1  # the copy ends before this cell
+
+
+# --- `make check`, which `make lab` asks before it sets anything up ------------------------------
+
+
+def check(before: str = "") -> tuple[int, str]:
+    """Exit status and output of check.py in a Python that `before` has changed."""
+    program = f"import runpy\n{before}\nrunpy.run_path({str(CHECK)!r}, run_name='__main__')"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def test_where_nothing_is_missing():
+    status, said = check()
+    assert status == 0, said
+    assert re.findall(r"^ok +(\w+)", said, re.M) == ["python", "disk", "packages", "base", "cache"]
+
+
+@pytest.mark.parametrize(
+    "before, says",
+    [
+        ("import sys; sys.version_info = (3, 8, 18)", "python: 3.8.18, and 3.11 or newer is"),
+        ("from importlib import metadata as m; m.version = lambda n: '1'", "torch is 1 instead of"),
+        ("import sys; sys.modules['lora_lib'] = None", "base: "),
+        ("import os; os.environ['LORA_LIB_CACHE'] = os.devnull + '/x'", "cache: "),
+    ],
+)
+def test_what_is_wrong_is_said_and_the_status_is_1(before, says):
+    status, said = check(before)
+    assert status == 1 and re.search(f"^problem  .*{says}", said, re.M), said
+
+
+def test_an_old_python_can_read_the_file():
+    ast.parse(CHECK.read_text("utf-8"), feature_version=(3, 8))
+
+
+def test_make_lab_stops_where_the_check_finds_a_problem(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "requirements.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "check.py").write_text("import sys; sys.exit('problem')")
+    ran = subprocess.run(["make", "lab"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode and "problem" in ran.stderr and not (tmp_path / ".venv").exists()
+
+
+# --- `make lab` ----------------------------------------------------------------------------------
 
 
 @contextmanager
