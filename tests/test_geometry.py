@@ -24,7 +24,6 @@ from lora_lib.tokens import Tokenizer
 from lora_lib.training import fit
 
 RUNS = load_runs()
-CPU = torch.device("cpu")
 
 
 def orthonormal(d, count, seed=0):
@@ -145,7 +144,7 @@ def test_the_first_looks_of_a_track_are_measured_again(monkeypatch):
     monkeypatch.setattr(
         forgetting, "examples_of", lambda *a: {n: examples_of(*a)[n] for n in names}
     )
-    monkeypatch.setattr(forgetting, "default_device", lambda: CPU)
+    monkeypatch.setattr(forgetting, "default_device", lambda: torch.device("cpu"))
     # Ten steps of 500: the look after the last one is then the recorded look at step 10.
     monkeypatch.setattr(
         forgetting, "fit", lambda model, batches, *a: fit(model, islice(batches, 10), *a)
