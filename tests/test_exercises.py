@@ -135,7 +135,7 @@ def test_a_choice_shows_its_options_and_every_letter_gets_its_own_reply(said, ca
         assert capsys.readouterr().out.splitlines()[-1].startswith("Nothing is recorded yet.")
 
 
-# --- the transfer task ---------------------------------------------------------------------------
+# --- the base of the transfer task, and the clinic -----------------------------------------------
 
 
 def test_the_base_of_the_transfer_task_knows_something_and_every_copy_is_its_own():
@@ -148,9 +148,6 @@ def test_the_base_of_the_transfer_task_knows_something_and_every_copy_is_its_own
     assert (base(letters).argmax(dim=1) == countries).float().mean() > 2 / len(transfer.OLD)
     nn.init.zeros_(base.norm.weight)
     assert transfer.pretrained_mixer().norm.weight.any()
-
-
-# --- the clinic ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -40,9 +40,6 @@ def test_on_average_the_gradient_is_that_of_the_mean_reward_but_for_the_size_of_
     torch.testing.assert_close(average, wanted * (samples - 1) / samples / 2)
 
 
-# --- samples and rewards -------------------------------------------------------------------------
-
-
 def test_letters_come_as_often_as_the_model_says(start):
     model, tokenizer = start
     prompts = rl.prompts_of(["Lima"], tokenizer, model)

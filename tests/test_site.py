@@ -22,6 +22,11 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def name_of(file: Path, folder: Path = ROOT) -> str:
+    """Its path from the folder, without its ending."""
+    return file.relative_to(folder).with_suffix("").as_posix()
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The folder of the site, built from the working tree; a warning is an error."""
@@ -35,14 +40,9 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(site):
-    """Path from the site's folder, without .html → the parsed page."""
+    """The parsed pages by their names in the site's folder."""
     files = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
-    return {
-        path.relative_to(site).with_suffix("").as_posix(): BeautifulSoup(
-            path.read_text("utf-8"), "html.parser"
-        )
-        for path in files
-    }
+    return {name_of(f, site): BeautifulSoup(f.read_text("utf-8"), "html.parser") for f in files}
 
 
 def test_the_contents_lead_to_every_notebook_and_document(pages):
@@ -51,7 +51,7 @@ def test_the_contents_lead_to_every_notebook_and_document(pages):
         for link in pages["README"].select(".sidebar-tree a[href]")
     }
     documents = [*NOTEBOOKS, *(ROOT / "docs").glob("*.md"), ROOT / "grading" / "README.md"]
-    assert {p.relative_to(ROOT).with_suffix("").as_posix() for p in documents} <= linked
+    assert set(map(name_of, documents)) <= linked
 
 
 def test_links_within_the_site_resolve_and_nothing_is_loaded_from_elsewhere(site, pages):
@@ -67,7 +67,7 @@ def test_links_within_the_site_resolve_and_nothing_is_loaded_from_elsewhere(site
                 continue
             seen += 1
             path = site / unquote(address.path).lstrip("/")
-            known = anchors.get(path.relative_to(site).with_suffix("").as_posix(), ())
+            known = anchors.get(name_of(path, site), ())
             if not path.is_file() or (address.fragment and unquote(address.fragment) not in known):
                 wrong.append((name, target))
     for style in site.rglob("*.css"):
@@ -79,14 +79,14 @@ def test_figures_have_the_alt_text_of_the_notebooks(pages):
     for path in NOTEBOOKS:
         outputs = [o for c in nbformat.read(path, 4).cells for o in c.get("outputs", ())]
         alt = [o.metadata["image/png"]["alt"] for o in outputs if "image/png" in o.get("data", ())]
-        page = pages[path.relative_to(ROOT).with_suffix("").as_posix()]
+        page = pages[name_of(path)]
         assert [image["alt"] for image in page.select(".cell_output img")] == alt
     assert all(image.get("alt", "").strip() for page in pages.values() for image in page("img"))
 
 
 def test_a_notebook_can_be_downloaded_from_its_page(site, pages):
     for path in NOTEBOOKS:
-        name = path.relative_to(ROOT).with_suffix("").as_posix()
+        name = name_of(path)
         [link] = pages[name].select("a.download, a:has(.download)")
         assert (site / name).parent.joinpath(link["href"]).read_bytes() == path.read_bytes()
 
@@ -106,12 +106,10 @@ def test_a_search_finds_the_lessons_before_the_source_of_the_library(browser, si
 def test_pages_fit_every_screen_and_show_their_images_and_formulas(browser, site):
     page, errors = browser.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    for name in ["README", *(p.relative_to(ROOT).with_suffix("").as_posix() for p in NOTEBOOKS)]:
+    for name in ["README", *map(name_of, NOTEBOOKS)]:
         page.goto((site / f"{name}.html").as_uri())
-        drawn = (
-            "[...document.querySelectorAll('.math')].every(m => m.querySelector('mjx-container'))"
-        )
-        page.wait_for_function(drawn)
+        formulas = "[...document.querySelectorAll('.math')]"
+        page.wait_for_function(f"{formulas}.every(m => m.querySelector('mjx-container'))")
         missing = "[...document.images].some(i => !i.naturalWidth)"
         broken = "document.querySelectorAll('mjx-merror').length > 0"
         assert not page.evaluate(f"{missing} || {broken}"), name
