@@ -34,24 +34,16 @@ def pytest_unconfigure():
 
 
 MODELS = {"search_your_code": MINILM, "a_language_model": SMOLLM2}  # pages that want one
-# The files that take longest. Workers begin with them, so that none is left with one at the end.
-LONG = (
-    *("test_real_models", "search_your_code", "07_solutions", "test_experiments"),
-    *("test_playground", "test_lab", "a_language_model", "test_recorded_search", "reinforcement"),
-    *("04_training", "test_site", "test_grading", "test_distributed", "01_rank_intuition"),
-    *("06_hyperparameters", "05_merging", "test_reinforcement"),
-)
 
 
 class Pages:
-    """Puts the long files first. Skips pages whose public model is missing, but not on CI, where
-    the tests of the models fail; and notes the CPU time of a notebook's kernel: on a busy machine
-    the clock says little."""
+    """Puts the notebooks first, the longest files, so that no worker is left with one at the end.
+    Skips pages whose public model is missing, but not on CI, where the tests of the models fail;
+    and notes the CPU time of a notebook's kernel: on a busy machine the clock says little."""
 
     @staticmethod
     def pytest_collection_modifyitems(items):
-        places = {name: place for place, name in enumerate(LONG)}
-        items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+        items.sort(key=lambda item: item.path.suffix == ".py")
         for item in items:
             model = MODELS.get(item.path.stem)
             if model and find_spec(model.package) is None and not os.environ.get("CI"):
