@@ -158,7 +158,6 @@ def _warn_of_what_stays_behind(
 Settings = dict[str, tuple[int, float]]  # rank and alpha of every targeted path
 
 
-@torch.inference_mode(False)
 def load_adapter(model: nn.Module, directory: Path | str, trainable: bool = False) -> nn.Module:
     """Give `model` the adapter in `directory`: a plain model gets LoRA layers; one that has
     them, in these places and of these ranks, gets factors, strength and saved modules replaced.
