@@ -53,8 +53,9 @@ RUNS = load_runs()
 
 # --- what is recorded ----------------------------------------------------------------------------
 
-JOBS = {  # a table of Jobs: what is compared, by which validation score (-1: a low one is good) a
-    # rate is chosen, and with which seeds
+# Tables of Jobs: what is compared; a rate is chosen by which score on validation, whether a high
+# one is good (1) or a low one (-1), and with which seeds.
+JOBS = {
     "bits": (quantised_runs.settings(), "exact_match", 1, (0,)),
     "rewards": (rewards.settings(), "exact_match", 1, rewards.TUNING_SEEDS),
     "real/search": (search_code.settings(), "recall_1", 1, search_code.TUNING_SEEDS),
@@ -69,12 +70,12 @@ def test_nothing_is_left_to_do():
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_nothing_is_left_to_do_of_jobs_and_what_is_read_is_what_was_asked_for(name):
+def test_no_job_is_left_to_do_and_what_is_read_is_what_was_asked_for(name):
     settings, score, sign, seeds = JOBS[name]
-    chosen_by = f"validation_{score}", sign, seeds
-    assert list(real_runs.plan(read_rows(RESULTS / f"{name}.csv"), settings, *chosen_by)) == []
+    score, rows = f"validation_{score}", read_rows(RESULTS / f"{name}.csv")
+    assert list(real_runs.plan(rows, settings, score, sign, seeds)) == []
     table = load_table(name).fillna({"targets": ""})
-    read = at_tuned_rate(table, f"validation_{score}", seeds, low_is_good=sign < 0)
+    read = at_tuned_rate(table, score, seeds, low_is_good=sign < 0)
     asked = {replace(setting.job, seed=seed) for setting in settings for seed in setting.seeds}
     assert {replace(job_of(row), lr=0.0) for row in read.to_dict("records")} == asked
 
