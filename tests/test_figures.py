@@ -53,6 +53,7 @@ def test_a_figure_is_shown_with_its_alt_text_and_kept_where_asked(tmp_path, monk
     monkeypatch.delenv("LORA_LIB_FIGURES", raising=False)
     monkeypatch.chdir(tmp_path)
     picture = figures.visualize_lora_hyperparameters()
+    assert len(picture.fig.axes) == 2  # as in part 6 of the lesson that the course grew from
     picture._ipython_display_()
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("LORA_LIB_FIGURES", str(tmp_path))
