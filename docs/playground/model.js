@@ -84,7 +84,7 @@ function softmax(scores) {
 const gelu = (x) => 0.5 * x * (1 + erf(x / Math.SQRT2));
 
 /** The error function, as PyTorch's GELU uses it, to 3e-7: Abramowitz and Stegun, 7.1.28. */
-export function erf(x) {
+function erf(x) {
   const z = Math.abs(x);
   let y = 0.0001520143 + z * (0.0002765672 + z * 0.0000430638);
   y = 1 + z * (0.0705230784 + z * (0.0422820123 + z * (0.0092705272 + z * y)));
