@@ -110,6 +110,6 @@ def seven_b(rows) -> Picture:
     return Picture(
         fig,
         "bits_seven_b",
-        "Quantising saves the same gigabytes in every case; a step then takes longer.",
+        "Quantising saves about the same gigabytes in every case; a step then takes longer.",
         f"Bars for {', '.join(names)}: {'. '.join(told)}.".replace("\n", ", "),
     )

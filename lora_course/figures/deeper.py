@@ -47,14 +47,18 @@ def step_times(
     wide.set_xlim(0, 1.2 * max(times.values()))
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     mark_recorded(wide)
-    widest = {title: list(ratios["lora_lib"])[-1] for title, ratios in panels.items()}
-    told = ", ".join(f"{ratio:.2f} in the panel {title}" for title, ratio in widest.items())
+    widest = widths.index(max(widths))
+    told = ", ".join(
+        f"{list(ratios['lora_lib'])[widest]:.2f} in the panel {title}"
+        for title, ratios in panels.items()
+    )
     bars = ", ".join(f"{name} {ms:.0f} ms" for name, ms in times.items())
     return Picture(
         fig,
         "deeper_step_times",
-        "Below the dashed line LoRA's step is shorter than full fine-tuning's.",
-        "Lines: step time over full fine-tuning's against the width. On narrow layers each LoRA is "
+        "Below the dashed line LoRA's step is shorter than full fine-tuning's. GB: memory at its "
+        "peak.",
+        "Lines: step time over full fine-tuning's against the width. At the smallest each LoRA is "
         f"slower than training everything; at the largest width lora_lib is at {told}. "
         f"Bars: one step of a decoder 4096 wide on the GPU: {bars}.",
     )
@@ -140,7 +144,7 @@ def forgetting(looks, skills: Sequence[str], settings: Sequence[str], target: fl
     return Picture(
         fig,
         "deeper_forgetting",
-        "Read from left to right: the more Georgian is learned, the more is forgotten.",
+        "From left to right Georgian is learned. Names alone changes least.",
         f"Panels for {', '.join(skills)}: bits of the old skill against Georgian bits in training, "
         "a line for each of five seeds. In all of them LoRA of rank 8 lies highest, LoRA of rank "
         "64 and full fine-tuning lower and close together.",
