@@ -123,7 +123,8 @@ def k90_by_matrix(changes: Mapping[str, Mapping[tuple[str, int], float]], noise:
         fig,
         "deeper_k90",
         "Four trainings, sixteen matrices: all between the two lines.",
-        f"Points of k90 for {len(labels)} attention matrices: {told}; noise at {noise:.0f}.",
+        f"Points of k90 for {len(labels)} attention matrices: {told}; noise at {noise:.0f}, rank 8 "
+        "below.",
     )
 
 
