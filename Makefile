@@ -19,13 +19,13 @@
 #   make lab TORCH=cpu           the small build of PyTorch, without GPU support (Linux)
 #   make lab VERSIONS=newest     the newest versions of everything
 
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell command -v $(p))))
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 UV := $(shell command -v uv)
 VERSIONS ?= tried
 TORCH ?=
 LAB_ARGS ?=
-PYTHON_OR_STOP = $(or $(PYTHON),$(error no Python was found: install Python 3.11, 3.12 or 3.13, or say where it is: make lab PYTHON=/path/to/python3.11))
+PYTHON_OR_STOP = $(or $(PYTHON),$(error no Python was found: install Python 3.11, 3.12, 3.13 or 3.14, or say where it is: make lab PYTHON=/path/to/python3.11))
 ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 VENV = $(if $(UV),uv venv --quiet --seed --allow-existing --python $(PYTHON) .venv,$(PYTHON) -m venv .venv)
