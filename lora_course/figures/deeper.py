@@ -145,7 +145,7 @@ def forgetting(looks, skills: Sequence[str], settings: Sequence[str], target: fl
     return Picture(
         fig,
         "deeper_forgetting",
-        "From left to right Georgian is learned. Names alone changes least.",
+        "From left to right Georgian is learned. Of the three skills, names alone suffer least.",
         f"Panels for {', '.join(skills)}: bits of the old skill against Georgian bits in training, "
         "a line for each of five seeds. In all of them LoRA of rank 8 lies highest, LoRA of rank "
         "64 and full fine-tuning lower and close together.",
