@@ -109,9 +109,8 @@ def check_takes_a_sum(linear: nn.Module) -> None:
     if takes_a_sum(linear):
         return
     weight = held_weight(linear)
-    if weight is None or hasattr(
-        type(linear), "weight"
-    ):  # weight normalisation and pruning compute it anew in every forward pass
+    # Weight normalisation and pruning compute it anew in every forward pass.
+    if weight is None or hasattr(type(linear), "weight"):
         raise TypeError("a weight that is computed from other tensors cannot be merged with ΔW")
     raise TypeError(
         f"a quantised, packed or sharded weight ({type(weight).__name__} of {weight.dtype}) cannot "

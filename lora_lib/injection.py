@@ -209,8 +209,7 @@ def merge_lora_weights(model: nn.Module) -> nn.Module:
 
     Raises ValueError if the model has no LoRA layers or a weight is tied to another module,
     TypeError and FloatingPointError as merged_weight, RuntimeError if the adapter is switched off.
-    The model is then as before. A weight that a
-    second model shares is merged there too.
+    The model is then as before. A weight that a second model shares is merged there too.
     """
     layers = [layer for layer in injection_of(model).layers().values() if not layer.merged]
     checks.check_not_tied(model, [layer.original for layer in layers])
