@@ -10,14 +10,12 @@ and sharded, cut among them (FSDP2), at one batch size of all processes together
 weights in bfloat16 and factors in float32; nothing is offloaded or checkpointed.
 """
 
-import argparse
 import gc
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from itertools import repeat
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -39,7 +37,6 @@ from lora_lib.scores import language_model_loss
 from lora_lib.tokens import Batch, batches_by_length, pair_examples
 from lora_lib.training import fit
 
-TABLE = RESULTS / "many_gpus.csv"
 STEPS, WARM_UP = 30, 5
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -119,9 +116,6 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=TABLE)
-    out = parser.parse_args().out
     join_the_others()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     facts = {"date": date.today(), "device": device, "torch": torch.__version__}
@@ -129,7 +123,7 @@ def main() -> None:
         for way in ("replicated", "sharded") if dist.get_world_size() > 1 else ("replicated",):
             row = measure(name, way, *made()) | facts
             if dist.get_rank() == 0:
-                write_table(out, [row], "a")
+                write_table(RESULTS / "many_gpus.csv", [row], "a")
     dist.destroy_process_group()
 
 
