@@ -29,7 +29,7 @@ class DoRALinear(nn.Module):
     def __init__(self, lora: LoRALinear):
         super().__init__()
         if type(lora.original) is not nn.Linear:
-            raise TypeError(f"DoRA stands on LoRA on an nn.Linear; got one on {lora.original}")
+            raise TypeError(f"DoRA needs LoRA on an nn.Linear; this is on {lora.original}")
         self.lora = lora
         self.magnitude = nn.Parameter(self._norm(lora.weight).detach())
 

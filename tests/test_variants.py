@@ -120,7 +120,7 @@ def test_what_no_variant_can_stand_on_is_refused():
     linear = nn.Linear(4, 3)
     with pytest.raises(AttributeError, match="no attribute 'original'"):
         DoRALinear(linear)
-    with pytest.raises(TypeError, match="got one on Masked"):
+    with pytest.raises(TypeError, match="this is on Masked"):
         DoRALinear(LoRALinear(Masked(4, 3), 2))
     with pytest.raises(RuntimeError, match=r"size of tensor"):
         start_at_strongest(LoRALinear(linear, 4))  # of three singular values
