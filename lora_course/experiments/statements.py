@@ -167,7 +167,6 @@ def highest_rank(runs: pd.DataFrame) -> Iterator[Measure]:
         "α = 16": lora(64, alpha=16.0),
         "α = 16, rsLoRA": lora(64, alpha=16.0, rslora=True),
     }
-
     best = min(settings, key=lambda name: tried_runs(runs, settings[name]).validation_bits.iloc[0])
     for statement, other, words, score, region in (
         ("enough-rank", method("full"), "full", "exact_match", NOT_WORSE),
@@ -179,7 +178,7 @@ def highest_rank(runs: pd.DataFrame) -> Iterator[Measure]:
         yield Measure(statement, what, found, region)
 
 
-# --- learning rates, weight changes -------------------------------------------------------------
+# --- learning rates, weight changes --------------------------------------------------------------
 
 
 def learning_rates(runs: pd.DataFrame) -> Iterator[Measure]:
@@ -294,11 +293,10 @@ BITS_A_PARAMETER = 2  # that a network can store (Allen-Zhu and Li 2024)
 
 def without_regret(runs: pd.DataFrame) -> Iterator[Measure]:
     """The findings of Schulman et al. 2025 on batch size, run length and capacity."""
-
-    scores = QUESTIONS["batch-size"].scores(runs)
+    by_batch = QUESTIONS["batch-size"].scores(runs)
 
     def gaps(rank: int, size: int) -> pd.Series:
-        return scores[f"LoRA r={rank}, {size}"] - scores[f"full, {size}"]
+        return by_batch[f"LoRA r={rank}, {size}"] - by_batch[f"full, {size}"]
 
     grown = {r: gaps(r, 512) - gaps(r, 32) for r in (8, 64)}
     for r, growth in grown.items():
