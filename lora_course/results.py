@@ -8,7 +8,6 @@ on validation towns (`validation_exact_match`, …) and on test towns (`exact_ma
 public models are in `real/` there, with a file each that says so.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,17 +25,14 @@ SETTING = ["method", "task", "rank", "alpha", "rslora", "targets", "dropout",
 def load_table(name: str, folder: Path = RESULTS) -> pd.DataFrame:
     """One recorded table, such as "runs" or "k90", every number as it was written.
 
-    A last row without its end is left out: whoever wrote it was stopped. Raises
-    FileNotFoundError for a table that is not there.
+    Raises FileNotFoundError for a table that is not there.
     """
     path = folder / f"{name}.csv"
     if not path.is_file():
         tables = ", ".join(sorted(file.stem for file in folder.glob("*.csv")))
         raise FileNotFoundError(f"there is no recorded table {name!r}; there are: {tables}")
-    text = path.read_text("utf-8")
-    whole = io.StringIO(text[: text.rfind("\n") + 1])
     # Whole numbers of which one may be missing; a curve of one number is text, too.
-    return pd.read_csv(whole, dtype={"pairs": "Int64", "layer": "Int64", "losses": str})
+    return pd.read_csv(path, dtype={"pairs": "Int64", "layer": "Int64", "losses": str})
 
 
 def load_runs() -> pd.DataFrame:

@@ -22,13 +22,14 @@ class DoRALinear(nn.Module):
     how long they are. There is one length for every output, as in the authors' code and in PEFT;
     m starts at ‖W‖, so that W' = W. `weight` is W' (d_out, d_in), `magnitude` is m (d_out,).
 
-    W' is computed at every call, and LoRA's dropout has no place in it. Raises TypeError unless
-    `lora` is a LoRALinear on a plain nn.Linear.
+    W' is computed at every call, and LoRA's dropout has no place in it. Raises TypeError for LoRA
+    on anything but a plain nn.Linear.
     """
 
     def __init__(self, lora: LoRALinear):
         super().__init__()
-        _check_plain(lora, "DoRALinear")
+        if type(lora.original) is not nn.Linear:
+            raise TypeError(f"DoRA needs LoRA on an nn.Linear; this is on {lora.original}")
         self.lora = lora
         self.magnitude = nn.Parameter(self._norm(lora.weight).detach())
 
@@ -60,21 +61,14 @@ def start_at_strongest(layer: LoRALinear) -> None:
     (PiSSA, Meng et al. 2024, arXiv 2404.02948, §3; their A is our B).
 
     W + s B A is what it was, up to rounding, but `original.weight` is now the residual: the factors
-    fit no other base. Raises TypeError unless `layer` is a LoRALinear on a plain nn.Linear,
-    ValueError if r is more than the smaller side of W, or B is no longer zero.
+    fit no other base.
     """
-    _check_plain(layer, "start_at_strongest")
-    W, r = layer.original.weight, layer.rank
-    if r > min(W.shape) or layer.lora_B.any():
-        raise ValueError(
-            f"PiSSA starts a new layer whose rank is at most {min(W.shape)}, the smaller side of "
-            f"W; this one has rank {r}, and its largest entry of B is {layer.lora_B.abs().max()}"
-        )
+    W, r = layer.weight, layer.rank
     U, S, Vt = torch.linalg.svd(W.to(layer.lora_A.dtype), full_matrices=False)
     root = (S[:r] / layer.scaling).sqrt()
     layer.lora_B.copy_(U[:, :r] * root)
     layer.lora_A.copy_(root[:, None] * Vt[:r])
-    W.copy_(W - layer.delta_weight())
+    layer.original.weight.copy_(W - layer.delta_weight())
 
 
 def lora_plus(model: nn.Module, ratio: float) -> Callable[[list[nn.Parameter], float], Optimizer]:
@@ -82,14 +76,11 @@ def lora_plus(model: nn.Module, ratio: float) -> Callable[[list[nn.Parameter], f
     else is trained, `ratio` · `lr` for every B (LoRA+, Hayou et al. 2024, arXiv 2402.12354, where
     the ratio is λ; PEFT's example takes 16).
 
-    Raises ValueError for a ratio that is not positive, or a model without LoRA layers.
+    Raises ValueError for a model without LoRA layers.
     """
     Bs = [layer.lora_B for layer in lora_layers(model)]
-    if not ratio > 0 or not Bs:
-        raise ValueError(
-            f"LoRA+ needs a positive ratio and a model with LoRA layers; got ratio {ratio} and "
-            f"{len(Bs)} layers: call add_lora_to_model(model) first"
-        )
+    if not Bs:
+        raise ValueError("the model has no LoRA layers; call add_lora_to_model(model) first")
 
     def optimizer(parameters: list[nn.Parameter], lr: float) -> Optimizer:
         others = [p for p in parameters if not any(p is B for B in Bs)]
@@ -97,9 +88,3 @@ def lora_plus(model: nn.Module, ratio: float) -> Callable[[list[nn.Parameter], f
         return AdamW(groups, lr, weight_decay=0.01, fused=True)
 
     return optimizer
-
-
-def _check_plain(layer: LoRALinear, name: str) -> None:
-    if not isinstance(layer, LoRALinear) or type(layer.original) is not nn.Linear:
-        given = f"LoRA on {type(layer.original)}" if isinstance(layer, LoRALinear) else type(layer)
-        raise TypeError(f"{name} takes a LoRALinear whose original is an nn.Linear; got {given}")

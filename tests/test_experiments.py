@@ -24,7 +24,8 @@ from lora_course.experiments import (
 )
 from lora_course.experiments.pretrain import make_tokenizer, training_examples
 from lora_course.experiments.questions import QUESTIONS, lora
-from lora_course.experiments.real_runs import Job, Setting, job_of, read_rows, untried_rates
+from lora_course.experiments.real_runs import Job, Setting, job_of, untried_rates
+from lora_course.experiments.recording import drop_cut_row, read_rows
 from lora_course.experiments.runs import (
     CENTRE,
     COLUMNS,
@@ -35,7 +36,7 @@ from lora_course.experiments.runs import (
     prepare_model,
     runs_at,
 )
-from lora_course.experiments.sweep import LADDER, guess, open_table, recorded_settings
+from lora_course.experiments.sweep import LADDER, recorded_settings
 from lora_course.results import (
     RESULTS,
     SETTING,
@@ -145,16 +146,17 @@ def test_the_rate_with_the_best_validation_score_is_chosen(by, rows, chosen):
         chosen_rate(runs, lora(4))
 
 
-def test_rates_are_tried_around_a_guess_and_then_beyond_the_edge_where_the_best_lies():
-    untried = partial(untried_rates, ladder=LADDER, width=3)
-    assert untried([], 1e-3) == [5e-4, 1e-3, 2e-3]
-    assert untried([1e-3, 5e-4], 1e-3) == [2e-3]
-    assert untried([2e-3, 1e-3, 5e-4], 1e-3) == [5e-3]
-    assert untried([5e-4, 1e-3, 2e-3], 1e-3) == [2e-4]
-    assert untried([1e-3, 5e-4, 2e-3], 1e-3) == []
-    assert untried(LADDER[:3], LADDER[1]) == untried(LADDER[:-4:-1], LADDER[-2]) == []
-    levels = [level for question in QUESTIONS.values() for level in question.levels.values()]
-    assert all(0 < LADDER.index(guess(level)) < len(LADDER) - 1 for level in levels)
+@pytest.mark.parametrize("best_first, untried", [
+    ([], [5e-4, 1e-3, 2e-3]),
+    ([1e-3, 5e-4], [2e-3]),
+    ([2e-3, 1e-3, 5e-4], [5e-3]),
+    ([5e-4, 1e-3, 2e-3], [2e-4]),
+    ([1e-3, 5e-4, 2e-3], []),
+    (LADDER[:3], []),
+    (LADDER[:-4:-1], []),
+])  # fmt: skip
+def test_rates_are_tried_on_both_sides_of_the_best(best_first, untried):
+    assert untried_rates(best_first, LADDER) == untried
 
 
 def test_a_low_score_can_be_the_good_one():
@@ -167,8 +169,8 @@ def test_a_low_score_can_be_the_good_one():
 
 # --- recordings ----------------------------------------------------------------------------------
 
-LORA = Setting(Job("t", "lora", 8, "q", 10, 4), 1e-3)
-BASE = Setting(Job("t", "base"), None, (0,))
+LORA = Setting(Job("t", "lora", 8, "q", 10, 4))
+BASE = Setting(Job("t", "base"), False, (0,))
 
 
 def rows_of(scores, seeds=(0,), job=LORA.job):
@@ -183,35 +185,48 @@ def test_the_plan_tries_rates_on_both_sides_then_does_every_seed_and_ends():
     def left(rows, **sign):
         return [(job.lr, job.seed) for job in real_runs.plan(rows, [BASE, LORA], "s", **sign)]
 
-    assert left([]) == [(3e-4, 0), (1e-3, 0), (3e-3, 0), (1e-2, 0), (0.0, 0)]
+    assert left([]) == [(3e-4, 0), (1e-3, 0), (3e-3, 0), (0.0, 0)]
     rows = rows_of({3e-4: 1.0, 1e-3: 0.5, 3e-3: 2.0, 1e-2: 3.0}) + rows_of({0.0: 0}, job=BASE.job)
     assert left(rows) == [(3e-2, 0)]  # high is good: further up
     assert left(rows, sign=-1) == [(1e-3, seed) for seed in (1, 2, 3, 4)]
     assert left(rows + rows_of({1e-3: 0.5}, seeds=(1, 2, 3, 4)), sign=-1) == []
-    with pytest.raises(ValueError, match="older recording; give --out another folder"):
-        left([{"task": "towns"}])
 
 
 def test_a_recording_goes_on_where_it_was_stopped(tmp_path):
     path = tmp_path / "t.csv"
     row = rows_of({1e-3: 0.5})[0]
     text = ",".join(row) + "\n" + ",".join(row.values()) + "\n"
-    path.write_text(text + "t,lora,8")  # killed in the middle of a row
-    [back] = read_rows(path)
-    assert back == row and job_of(back) == replace(LORA.job, lr=1e-3)
-    assert real_runs.record(path, lambda rows: iter(()), None, 1)
+    path.write_text(text + "t,lora,8")  # stopped in the middle of a row
+    seen = []
+    real_runs.record(path, lambda rows: iter(seen.append(rows[:]) or ()), None, 1, None)
+    assert seen == 2 * [[row]] and job_of(row) == replace(LORA.job, lr=1e-3)
     assert path.read_text() == text
 
 
-def test_a_sweep_that_was_killed_in_the_middle_of_a_row_loses_that_row_alone(tmp_path):
-    whole = (RESULTS / "runs.csv").read_bytes()
-    (tmp_path / "runs.csv").write_bytes(whole[:-40])
-    assert load_table("runs", tmp_path).equals(RUNS[:-1])  # whoever only reads is not misled
-    assert open_table(tmp_path).read_bytes() == whole[: whole[:-1].rfind(b"\n") + 1]
+def test_a_sweep_that_was_stopped_in_the_middle_of_a_row_does_that_run_again(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_bytes((RESULTS / "runs.csv").read_bytes()[:-40])
+    drop_cut_row(path)
+    assert load_table("runs", tmp_path).equals(RUNS[:-1])
     [missing] = recorded_settings(RUNS[-1:])
-    assert missing in sweep.plan(load_table("runs", tmp_path), QUESTIONS.values())
-    (tmp_path / "runs.csv").write_bytes(b"method,scr")  # killed as early as that
-    assert list(pd.read_csv(open_table(tmp_path)).columns) == COLUMNS
+    assert missing in sweep.plan(RUNS[:-1], QUESTIONS.values())
+
+
+def score_of(job):
+    """In a process of its own: the best rate is 3e-4."""
+    return {"s": -abs(math.log(job.lr / 3e-4)) if job.lr else 0.0}
+
+
+def test_a_recording_ends_with_a_worse_rate_on_either_side_and_every_seed(tmp_path):
+    path, noted = tmp_path / "t.csv", []
+    todo = partial(real_runs.plan, settings=[BASE, LORA], score="s")
+    for _ in range(2):
+        real_runs.record(path, todo, score_of, 2, lambda: noted.append(path))
+    rows = read_rows(path)
+    assert list(todo(rows)) == [] and noted == [path]
+    done = [(job.lr, job.seed) for job in map(job_of, rows)]
+    assert len(set(done)) == len(done)
+    assert set(done) >= {(1e-4, 0), (1e-3, 0), (0.0, 0), *((3e-4, seed) for seed in range(5))}
 
 
 # --- runs ----------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from lora_course.experiments.questions import (
     in_a_word,
     judge,
     lora,
-    mean_interval,
     method,
     paired_difference,
 )
@@ -37,12 +36,14 @@ RUNS = load_runs()
 # --- differences and questions -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ours, theirs", [([1.0, 2.0], [1.0]), ([1.0], [1.0]), ([], [])])
-def test_seeds_without_a_partner_are_refused(ours, theirs):
-    with pytest.raises(ValueError, match=rf"{len(ours)} and {len(theirs)} scores .* two or more"):
+@pytest.mark.parametrize("ours, theirs, message", [
+    ([1.0, 2.0], [1.0], "argument 2 is shorter"),
+    ([1.0], [1.0], "two or more seeds; 1 given"),
+    ([], [], "two or more seeds; 0 given"),
+])  # fmt: skip
+def test_seeds_without_a_partner_are_refused(ours, theirs, message):
+    with pytest.raises(ValueError, match=message):
         paired_difference(ours, theirs)
-    with pytest.raises(ValueError, match="two or more seeds; 1 given"):
-        mean_interval([0.5])
 
 
 def test_an_interval_is_written_with_three_digits_and_a_minus_sign():
@@ -107,7 +108,7 @@ def test_a_level_with_a_rate_of_its_own_takes_no_other():
 
 def test_every_statement_is_judged_and_says_who_says_it():
     judged = statements.verdicts()
-    assert len(judged) == 37 and {key for key, *_ in statements.COMPARISONS} <= set(judged.index)
+    assert len(judged) == 34 and {key for key, *_ in statements.COMPARISONS} <= set(judged.index)
     assert judged.notna().all(axis=None) and judged.source.ne("").all()
     assert set(judged.verdict) == {REPRODUCED, NOT_REPRODUCED, CANT_TELL}
 
@@ -152,7 +153,7 @@ def test_other_tracks_cuts_and_directions_give_other_verdicts():
     swapped = looks.rate.ne("full's")
     looks.loc[swapped, "setting"] = looks.setting[swapped].replace(swap)
     assert verdict("forgetting", statements.forgotten(looks)) == REPRODUCED
-    tables = {name: load_table(name) for name in ("cuts", "k90", "similarity", "intruders")}
+    tables = {name: load_table(name) for name in ("cuts", "similarity", "intruders")}
     tables["cuts"].exact_match, tables["similarity"].phi = 0.5, 0.8
     measures = list(statements.what_changes(tables.get))
     assert verdict("low-rank", measures) == verdict("same-direction", measures) == REPRODUCED
@@ -192,11 +193,10 @@ def test_the_worst_of_several_measures_decides_and_is_named():
     unsure, region = Interval(0.3, 0.1, 0.5), Region("more than 0.2", 0.2, 1)
     measures = [statements.Measure("x", name, found, region)
                 for name, found in (("good", good), ("bad", bad), ("unsure", unsure))]  # fmt: skip
-    shown = statements.Measure("x", "shown", bad)
     assert statements.decide(measures) == (NOT_REPRODUCED, "wholly outside “more than 0.2”: bad")
     assert (
         statements.decide([measures[0], measures[2]])[1]
         == "across the limit of “more than 0.2”: unsure"
     )
-    assert statements.decide([measures[0], shown]) == (REPRODUCED, "as said: more than 0.2")
+    assert statements.decide(measures[:1]) == (REPRODUCED, "as said: more than 0.2")
     assert statements.about(10, "10")[1:] == (5, 20)

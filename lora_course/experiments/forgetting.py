@@ -8,14 +8,14 @@ they have learned equally much, not where they happen to stop. Some minutes on a
 The table `forgetting` has a row a look: how many bits each thing costs after so many steps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import pandas as pd
 
 from lora_course.experiments.questions import SEEDS, Interval, lora, method, paired_difference
+from lora_course.experiments.real_runs import looking
 from lora_course.experiments.recording import in_parallel, record_tables, workers_argument
 from lora_course.experiments.runs import Run, chosen_rate, prepare_model
 from lora_course.experiments.skills import examples_of
@@ -42,15 +42,9 @@ def measure(run: Run) -> list[dict]:
         bits = {name: bits_per_character(model, examples) for name, examples in tests.items()}
         looks.append({"step": step} | bits)
 
-    def batches() -> Iterator:
-        examples = pair_examples(load_pairs(run.script, "train"), tokenizer)
-        endless = batches_by_length(examples, run.batch_size, run.seed)
-        for step, batch in enumerate(islice(endless, run.steps)):
-            if step in MEASURED_AT:
-                look(step)
-            yield batch
-
-    fit(model, batches(), run.steps, run.lr)
+    examples = pair_examples(load_pairs(run.script, "train"), tokenizer)
+    batches = batches_by_length(examples, run.batch_size, run.seed)
+    fit(model, looking(batches, look, MEASURED_AT), run.steps, run.lr)
     look(run.steps)
     return looks
 

@@ -24,7 +24,7 @@ from lora_course.directions import (
 )
 from lora_course.experiments.questions import SEEDS, lora, method
 from lora_course.experiments.recording import in_parallel, place, record_tables, workers_argument
-from lora_course.experiments.runs import CENTRE, Run, chosen_rate, prepare_model, train
+from lora_course.experiments.runs import Run, chosen_rate, prepare_model, train
 from lora_course.results import load_runs
 from lora_lib.model import default_device
 from lora_lib.pretrained import load_pretrained
@@ -110,19 +110,17 @@ def full_weights(run: Run) -> dict[str, Tensor]:
     return linear_weights(model.cpu())
 
 
-def measure(
-    runs: pd.DataFrame, workers: int, seeds: range = SEEDS, steps: int = CENTRE.steps
-) -> dict[str, list[dict]]:
+def measure(runs: pd.DataFrame, workers: int) -> dict[str, list[dict]]:
     """Train every setting at its chosen learning rate and compare the factors: rows by table."""
 
     def jobs(setting: Run) -> list[Run]:
         rate = chosen_rate(runs, setting)
-        return [replace(setting, lr=rate, seed=seed, steps=steps) for seed in seeds]
+        return [replace(setting, lr=rate, seed=seed) for seed in SEEDS]
 
-    names = [(name, seed) for name in SETTINGS for seed in seeds]
+    names = [(name, seed) for name in SETTINGS for seed in SEEDS]
     training = [run for setting in SETTINGS.values() for run in jobs(setting)]
     trained = dict(zip(names, in_parallel(trained_factors, training, workers), strict=True))
-    full = dict(zip(seeds, in_parallel(full_weights, jobs(method("full")), workers), strict=True))
+    full = dict(zip(SEEDS, in_parallel(full_weights, jobs(method("full")), workers), strict=True))
     base = linear_weights(load_pretrained()[0])
     pairs = {  # the seed decides A's start and the order of the batches
         "r = 8 and r = 64, other seed": ("r = 8", "r = 64", 1),
@@ -135,22 +133,22 @@ def measure(
         "similarity": [
             {"pair": name, "seed": seed} | found
             for name, (one, other, shift) in pairs.items()
-            for seed in seeds
+            for seed in SEEDS
             for side in ("A", "B")
             for found in similarities(
-                trained[one, seed], trained[other, (seed + shift) % len(seeds)], side
+                trained[one, seed], trained[other, (seed + shift) % len(SEEDS)], side
             )
         ],
         "projections": [
             projections(base[path], trained[name, seed], path, seed)
             for name in ("r = 4", "r = 64")
-            for seed in seeds
+            for seed in SEEDS
             for path in base
             if path.endswith(MATRICES)
         ],
         "intruders": [
             {"method": name, "seed": seed} | found
-            for seed in seeds
+            for seed in SEEDS
             for name, changed in (
                 ("LoRA r = 8", merged_weights(base, trained["r = 8", seed])),
                 ("LoRA r = 64", merged_weights(base, trained["r = 64", seed])),

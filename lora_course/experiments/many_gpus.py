@@ -10,14 +10,12 @@ and sharded, cut among them (FSDP2), at one batch size of all processes together
 weights in bfloat16 and factors in float32; nothing is offloaded or checkpointed.
 """
 
-import argparse
 import gc
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from itertools import repeat
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -39,7 +37,6 @@ from lora_lib.scores import language_model_loss
 from lora_lib.tokens import Batch, batches_by_length, pair_examples
 from lora_lib.training import fit
 
-TABLE = RESULTS / "many_gpus.csv"
 STEPS, WARM_UP = 30, 5
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -51,16 +48,16 @@ def course() -> tuple[nn.Module, Iterable[nn.Module], Iterator[Batch], Loss]:
     return model, model.blocks, batches_by_length(examples, 256, seed=0), language_model_loss
 
 
-def seven_b(rows: int = 16, length: int = 512, **shape: int):
+def seven_b() -> tuple[nn.Module, Iterable[nn.Module], Iterator[Batch], Loss]:
     """The same for Llama-2-7B's shape, r = 16 on all linear layers of the blocks, and one batch of
     random tokens again and again, which it learns by heart."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
-    config = LlamaConfig(use_cache=False, **shape)  # its defaults are the 7B's
+    config = LlamaConfig(use_cache=False)  # its defaults are the 7B's
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        ids = torch.randint(config.vocab_size, (rows, length))
+        ids = torch.randint(config.vocab_size, (16, 512))
     add_lora_to_model(model, rank=16, alpha=32.0, target_modules="all-linear")
     freeze_non_lora_params(model)
 
@@ -80,7 +77,6 @@ def measure(
     blocks: Iterable[nn.Module],
     batches: Iterable[Batch],
     loss: Loss,
-    steps: int = STEPS,
 ) -> dict:
     """Train with the course's `fit`; times are medians, memory is the peak."""
     on_gpu = torch.cuda.is_available()
@@ -98,7 +94,7 @@ def measure(
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    losses = fit(model, rows_of_this_process(batches), steps, lr=1e-3, loss_function=timed_loss)
+    losses = fit(model, rows_of_this_process(batches), STEPS, lr=1e-3, loss_function=timed_loss)
     ends = starts[1:]
     seconds = [end - start for start, end in zip(starts, ends, strict=False)][WARM_UP:]
     rates = [n / s for n, s in zip(tokens[WARM_UP:], seconds, strict=False)]
@@ -119,9 +115,6 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=TABLE)
-    out = parser.parse_args().out
     join_the_others()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     facts = {"date": date.today(), "device": device, "torch": torch.__version__}
@@ -129,7 +122,7 @@ def main() -> None:
         for way in ("replicated", "sharded") if dist.get_world_size() > 1 else ("replicated",):
             row = measure(name, way, *made()) | facts
             if dist.get_rank() == 0:
-                write_table(out, [row], "a")
+                write_table(RESULTS / "many_gpus.csv", [row], "a")
     dist.destroy_process_group()
 
 

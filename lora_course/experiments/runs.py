@@ -101,12 +101,12 @@ def prepare_model(run: Run) -> tuple[SmallTransformer, object]:
     return model, tokenizer
 
 
-def execute(run: Run, device: torch.device | None = None) -> dict:
+def execute(run: Run) -> dict:
     """Train and score one run; returns its row of the recorded runs (see COLUMNS).
 
     A run whose loss stops being finite gets nothing right.
     """
-    device = device or default_device()
+    device = default_device()
     model, tokenizer = prepare_model(run)
     model.to(device)
     row = asdict(run) | {

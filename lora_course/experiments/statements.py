@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from lora_course.directions import nearest_cosines_by_chance
 from lora_course.experiments.forgetting import minus_full
@@ -25,14 +23,12 @@ from lora_course.experiments.questions import (
     COUNTS,
     EQUAL_BUDGET,
     LARGE,
-    LENGTHS,
     NOT_REPRODUCED,
     QUESTIONS,
     REPRODUCED,
     TEN_TIMES,
     THRESHOLD,
     VARIANTS,
-    WITH_HIGH_RANK,
     Interval,
     Question,
     Region,
@@ -40,7 +36,6 @@ from lora_course.experiments.questions import (
     lora,
     mean_interval,
     method,
-    number,
     paired_difference,
 )
 from lora_course.experiments.runs import Run, chosen_rate, runs_at, tried_runs
@@ -48,10 +43,8 @@ from lora_course.recorded_bits import minus as minus_of_precisions
 from lora_course.recorded_rewards import NAMES, runs_at_chosen_rates
 from lora_course.recorded_rewards import minus as minus_of_rewards
 from lora_course.results import load_table
-from lora_lib.adapters import load_adapter
-from lora_lib.injection import unload_lora
 from lora_lib.names import SCRIPTS, Pair, load_pairs
-from lora_lib.pretrained import adapter_directory, load_pretrained, read_metadata
+from lora_lib.pretrained import read_metadata
 
 EXACT, BITS = THRESHOLD["exact_match"], THRESHOLD["bits"]
 BETTER = Region(f"more than {EXACT:g} higher", EXACT, math.inf)
@@ -69,13 +62,12 @@ def about(value: float, words: str) -> Region:
 
 
 class Measure(NamedTuple):
-    """One thing that a statement implies: in words, what was found, and where it should lie. What
-    has no region is shown, but not judged."""
+    """One thing that a statement implies: in words, what was found, and where it should lie."""
 
     statement: str  # its key in statements.toml
     words: str
-    found: Interval | str
-    region: Region | None = None
+    found: Interval
+    region: Region
     doubt: str = ""  # why it cannot be judged here
 
 
@@ -129,8 +121,6 @@ COMPARISONS = (
     *(("all-linear", f"all layers of the blocks at r = 9 minus {name} at r = {EQUAL[name].rank}",
        EQUAL["blocks"], EQUAL[name], BETTER)
       for name in ("W_q, W_v", "attention", "feed-forward")),
-    ("all-linear", "with it, all-linear at r = 8 minus the blocks at r = 9",
-     lora(), EQUAL["blocks"], None),
     ("feed-forward", "feed-forward at r = 15 minus attention at r = 19",
      EQUAL["feed-forward"], EQUAL["attention"], BETTER),
     *(("more-matrices", f"attention at r = 4 minus {name} at r = 16",
@@ -177,42 +167,30 @@ def highest_rank(runs: pd.DataFrame) -> Iterator[Measure]:
         "α = 16": lora(64, alpha=16.0),
         "α = 16, rsLoRA": lora(64, alpha=16.0, rslora=True),
     }
-
-    def validation_bits(name: str) -> float:
-        return tried_runs(runs, settings[name]).validation_bits.iloc[0]
-
-    best = min(settings, key=validation_bits)
-    for statement, other, words, judged in (
-        ("enough-rank", method("full"), "full", {"exact_match": NOT_WORSE, "bits": NOT_MORE_BITS}),
-        ("more-rank", lora(16), "r = 16", {"exact_match": BETTER}),
+    best = min(settings, key=lambda name: tried_runs(runs, settings[name]).validation_bits.iloc[0])
+    for statement, other, words, score, region in (
+        ("enough-rank", method("full"), "full", "exact_match", NOT_WORSE),
+        ("enough-rank", method("full"), "full", "bits", NOT_MORE_BITS),
+        ("more-rank", lora(16), "r = 16", "exact_match", BETTER),
     ):
-        for name in sorted(settings, key=validation_bits):
-            for score, region in judged.items():
-                found = minus(runs, settings[name], other, score)
-                what = f"r = 64, {name}, minus {words}, {score.replace('_', ' ')}"
-                if name == best:
-                    yield Measure(statement, what, found, region)
-                else:
-                    yield Measure(statement, f"not chosen on validation: {what}", found)
+        found = minus(runs, settings[best], other, score)
+        what = f"r = 64, {best}, minus {words}, {score.replace('_', ' ')}"
+        yield Measure(statement, what, found, region)
 
 
-# --- learning rates, weight changes, costs -------------------------------------------------------
+# --- learning rates, weight changes --------------------------------------------------------------
 
 
 def learning_rates(runs: pd.DataFrame) -> Iterator[Measure]:
     statement, ten = "ten-times-the-rate", about(10, "10")
     found = rate_over_full(runs, "rate")
     yield Measure(statement, "r = 8 over full, each seed's best", found, ten)
-    ratios = {
-        f"{task}, {n or 'all'} pairs": chosen_rate(runs, lora(task=task, pairs=n))
-        / chosen_rate(runs, method("full", task=task, pairs=n))
-        for task, counts in (("write", (100, 300, 1000, None)), ("same-town", (500, None)))
-        for n in counts
-    }
-    found = geometric_mean(list(ratios.values()))
+    settings = [dict(task="write", pairs=n) for n in COUNTS]
+    settings += [dict(task="same-town", pairs=n) for n in (500, None)]
+    found = geometric_mean(
+        [chosen_rate(runs, lora(**s)) / chosen_rate(runs, method("full", **s)) for s in settings]
+    )
     yield Measure(statement, "r = 8 over full, geometric mean of six settings", found, ten)
-    for setting, ratio in ratios.items():
-        yield Measure(statement, setting, f"{number(ratio)} times")
 
     # The bounds come from the ladder, not from seeds: a best rate lies somewhere between its
     # neighbours, which were tried and are worse.
@@ -244,60 +222,39 @@ def neighbours(runs: pd.DataFrame, run: Run) -> list[float]:
 
 
 def forgotten(looks: pd.DataFrame) -> Iterator[Measure]:
-    each, half = ("chosen", "each at its rate"), ("half", "at half of it")
     for skill in ("Arabic", "names alone"):
-        for rate, words in (each, half):
+        for rate, words in (("chosen", "each at its rate"), ("half", "at half of it")):
             found = minus_full(looks, "LoRA r=8", rate, skill)
             words = f"{skill}: bits under r = 8 minus under full, {words}"
             yield Measure("forgetting", words, found, FEWER_BITS)
-    for r, rate, words, skills in (  # the skill that has to go, a high rank, one rate for both
-        (8, *each, ("Cyrillic",)),
-        (64, *each, ("Arabic", "names alone")),
-        (8, "full's", "both at the rate of full", ("Arabic", "names alone")),
-    ):
-        for skill in skills:
-            found = minus_full(looks, f"LoRA r={r}", rate, skill)
-            yield Measure("forgetting", f"not judged: {skill}, r = {r}, {words}", found)
 
 
 def in_few_bits(table: pd.DataFrame) -> Iterator[Measure]:
-    judged = {"exact_match": NOT_WORSE, "bits": NOT_MORE_BITS}
-    for name, regions in (("NF4", judged), ("3 bits, even", {}), ("2 bits, even", {})):
-        for score in ("exact_match", "bits"):
-            found = minus_of_precisions(table, name, "float32", score)
-            words = f"LoRA on {name}, minus on float32, {score.replace('_', ' ')}"
-            yield Measure("four-bits", words, found, regions.get(score))
-    for bits in (4, 3):
-        for score, region in (("exact_match", BETTER), ("bits", FEWER_BITS)):
-            found = minus_of_precisions(table, f"NF{bits}", f"{bits} bits, even", score)
-            words = f"LoRA on NF{bits}, minus on {bits} bits, even, {score.replace('_', ' ')}"
-            yield Measure("normal-levels", words, found, region if bits == 4 else None)
+    for statement, other, *regions in (
+        ("four-bits", "float32", NOT_WORSE, NOT_MORE_BITS),
+        ("normal-levels", "4 bits, even", BETTER, FEWER_BITS),
+    ):
+        for score, region in zip(("exact_match", "bits"), regions, strict=True):
+            found = minus_of_precisions(table, "NF4", other, score)
+            words = f"LoRA on NF4, minus on {other}, {score.replace('_', ' ')}"
+            yield Measure(statement, words, found, region)
 
 
 def with_rewards(table: pd.DataFrame) -> Iterator[Measure]:
     runs = runs_at_chosen_rates(table)
-    for task, region in (("rewards", NOT_WORSE), ("answers", None)):
-        found = minus_of_rewards(runs, (task, "LoRA r=1"), (task, "full"))
-        yield Measure("rank-1-rewards", f"{task}: r = 1 minus full, names right", found, region)
+    found = minus_of_rewards(runs, ("rewards", "LoRA r=1"), ("rewards", "full"))
+    yield Measure("rank-1-rewards", "r = 1 minus full, names right", found, NOT_WORSE)
     for name in NAMES.values():
         pair = ("rewards", name), ("answers", name)
         found = minus_of_rewards(runs, *pair, score="names alone")
         words = f"names alone: bits after rewards minus after answers, {name}"
         yield Measure("rewards-forget-less", words, found, FEWER_BITS)
-        found = minus_of_rewards(runs, *pair, score="kl")
-        yield Measure("rewards-forget-less", f"KL from the start, the same, {name}", found)
 
 
 def what_changes(table: Callable[[str], pd.DataFrame]) -> Iterator[Measure]:
     cuts = table("cuts").pivot(index="seed", columns="rank", values="exact_match")
     words = "exact match with every ΔW cut to rank 8, minus uncut"
     yield Measure("low-rank", words, paired_difference(cuts[8], cuts[128]), NOT_WORSE)
-    k90 = table("k90").query("method == 'full' and script == 'georgian'")
-    k90 = k90[k90.matrix.str.startswith("W_")]
-    width = read_metadata()["config"]["d_model"]
-    words = f"mean k90 of the attention matrices, of {width}"
-    yield Measure("low-rank", words, f"{k90.k90.mean():.1f}")
-    yield Measure("low-rank", "Gaussian noise of equal norm", f"{k90.k90_of_noise.mean():.1f}")
 
     first = table("similarity").query("i == 1 and j == 1 and side == 'A'")
     first = first[first.pair.eq("r = 8 and r = 64, other seed")]
@@ -310,10 +267,8 @@ def what_changes(table: Callable[[str], pd.DataFrame]) -> Iterator[Measure]:
     counts = table("intruders").groupby(["method", "seed"]).intruders.sum()
     found = paired_difference(counts["LoRA r = 8"], counts["full fine-tuning"])
     words, more = "flagged of 160, r = 8 minus full", Region("more than 1", 1, math.inf)
-    yield Measure("intruders", words, found, more, doubt_of_intruders(width))
-    for name in ("LoRA r = 8", "LoRA r = 64", "full fine-tuning"):
-        span = f"{counts[name].min()} to {counts[name].max()}"
-        yield Measure("intruders", f"{name}, lowest to highest seed", span)
+    doubt = doubt_of_intruders(read_metadata()["config"]["d_model"])
+    yield Measure("intruders", words, found, more, doubt)
 
 
 def doubt_of_intruders(width: int) -> str:
@@ -330,32 +285,6 @@ def doubt_of_intruders(width: int) -> str:
     )
 
 
-def costs(runs: pd.DataFrame) -> Iterator[Measure]:
-    def exactly(value: float) -> Interval:
-        return Interval(value, value, value)
-
-    levels = {"full": method("full"), "lora": lora()}
-    trainable = runs_at(levels, runs).groupby("level").trainable.first()
-    found = exactly(1 - trainable["lora"] / trainable["full"])
-    yield Measure("parameters", "fewer, r = 8", found, Region("0.99 or more", 0.99, 1))
-    # In float32 a weight takes 4 bytes; its gradient and Adam's two means, where trained, 12 more.
-    found = exactly((4 * trainable["full"] + 16 * trainable["lora"]) / (16 * trainable["full"]))
-    words = "weights, gradients and Adam's state, r = 8 over full"
-    yield Measure("memory", words, found, about(1 / 3, "a third"))
-
-    adapted = load_adapter(load_pretrained()[0], adapter_directory("georgian"))
-    base, unmerged = flops(load_pretrained()[0]), flops(adapted)
-    found = exactly(flops(unload_lora(adapted, merge=True)) / base)
-    yield Measure("use", "arithmetic, merged over base", found, Region("exactly 1", 1, 1))
-    yield Measure("use", "unmerged", number(unmerged / base))
-
-
-def flops(model: torch.nn.Module) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(4, 24, dtype=torch.long))
-    return counter.get_total_flops()
-
-
 # --- LoRA Without Regret -------------------------------------------------------------------------
 
 MORE_BITS = Region(f"more than {BITS:g} bits higher", BITS, math.inf)
@@ -364,18 +293,15 @@ BITS_A_PARAMETER = 2  # that a network can store (Allen-Zhu and Li 2024)
 
 def without_regret(runs: pd.DataFrame) -> Iterator[Measure]:
     """The findings of Schulman et al. 2025 on batch size, run length and capacity."""
+    by_batch = QUESTIONS["batch-size"].scores(runs)
 
-    def gaps(question: str, rank: int, value: int) -> pd.Series:
-        scores = QUESTIONS[question].scores(runs)
-        return scores[f"LoRA r={rank}, {value}"] - scores[f"full, {value}"]
+    def gaps(rank: int, size: int) -> pd.Series:
+        return by_batch[f"LoRA r={rank}, {size}"] - by_batch[f"full, {size}"]
 
-    grown = {r: gaps("batch-size", r, 512) - gaps("batch-size", r, 32) for r in (8, 64)}
+    grown = {r: gaps(r, 512) - gaps(r, 32) for r in (8, 64)}
     for r, growth in grown.items():
         words = f"r = {r} minus full, bits, at batches of 512 minus at 32"
         yield Measure("large-batches", words, mean_interval(growth), MORE_BITS)
-        growth = gaps("batch-in-125-steps", r, 256) - gaps("batch-in-125-steps", r, 16)
-        words = f"not judged: all in 125 steps, r = {r}, at 256 minus at 16"
-        yield Measure("large-batches", words, mean_interval(growth))
     within = Region(f"within {BITS:g} bits", -BITS, BITS)
     words = "the same growth, r = 64 minus r = 8"
     yield Measure("batch-any-rank", words, paired_difference(grown[64], grown[8]), within)
@@ -383,11 +309,6 @@ def without_regret(runs: pd.DataFrame) -> Iterator[Measure]:
     found = rate_over_full(runs, "rate-in-62-steps")
     words = "r = 8 over full, 62 steps, each seed's best"
     yield Measure("short-runs", words, found, about(15, "15"))
-    for steps in LENGTHS:
-        rates = [chosen_rate(runs, replace(run, steps=steps)) for run in WITH_HIGH_RANK.values()]
-        high, low, full = rates
-        words = f"{number(low / full)} times at r = 8, {number(high / full)} times at r = 64"
-        yield Measure("short-runs", f"{steps} steps", words)
 
     scores = QUESTIONS["capacity"].scores(runs)
     for n in COUNTS[1:]:
@@ -415,11 +336,10 @@ def letter_bits(pairs: Sequence[Pair]) -> float:
 def decide(measures: Sequence[Measure]) -> tuple[str, str]:
     """The worst verdict on the measures of a statement, since one that promises more can fail in
     more ways; and why: the measures that gave it."""
-    judged = [measure for measure in measures if measure.region]
-    doubts = [measure.doubt for measure in judged if measure.doubt]
+    doubts = [measure.doubt for measure in measures if measure.doubt]
     if doubts:
         return CANT_TELL, doubts[0]
-    found = [(judge(measure.found, measure.region), measure) for measure in judged]
+    found = [(judge(measure.found, measure.region), measure) for measure in measures]
     worst = next(v for v in (NOT_REPRODUCED, CANT_TELL, REPRODUCED) if v in dict(found))
     deciding = [measure for verdict, measure in found if verdict == worst]
     regions = " and ".join(dict.fromkeys(measure.region.words for measure in deciding))
@@ -434,7 +354,7 @@ def verdicts(table: Callable[[str], pd.DataFrame] = load_table) -> pd.DataFrame:
     """A row a statement: theme, says, source, reported, measured, verdict, why. `table` gives the
     tables that the measures rest on, by name."""
     runs = table("runs")
-    measures = [*compare(runs), *highest_rank(runs), *learning_rates(runs), *costs(runs)]
+    measures = [*compare(runs), *highest_rank(runs), *learning_rates(runs)]
     measures += [*forgotten(table("forgetting")), *what_changes(table), *without_regret(runs)]
     measures += in_few_bits(table("bits"))
     measures += with_rewards(table("rewards"))

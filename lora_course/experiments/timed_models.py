@@ -58,28 +58,7 @@ TARGETS = {
     "course": ("W_q", "W_k", "W_v", "W_o", "linear1", "linear2"),
 }
 
-# --- seven billion parameters, by arithmetic -----------------------------------------------------
-
 SEVEN_B = Case("decoder", 4096, 32, batch=16, vocabulary=32000, dtype="bfloat16")  # Llama-2-7B's
-
-
-def decoder_parameters(case: Case) -> int:
-    """Parameters of a Llama-shaped decoder: blocks, embedding and output layer, the last norm."""
-    d = case.width
-    block = 4 * d * d + 3 * d * case.inner_width + 2 * d
-    return case.depth * block + 2 * case.vocabulary * d + d
-
-
-def lora_parameters(case: Case) -> int:
-    """r (d_in + d_out) for each of the seven linear layers of every block."""
-    d = case.width
-    return case.depth * case.rank * (4 * (d + d) + 3 * (d + case.inner_width))
-
-
-def lora_bytes(case: Case) -> int:
-    """A frozen base in 16 bits; factors, their gradients and Adam's means in 32. No activations."""
-    return 2 * decoder_parameters(case) + 16 * lora_parameters(case)
-
 
 # --- the models and what they are run on ---------------------------------------------------------
 
