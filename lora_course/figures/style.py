@@ -8,7 +8,7 @@ alone: a marker (for lines) and a hatch (for bars) go with it, for whoever does 
 import html
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -189,10 +189,13 @@ def line_with_spread(ax, xs: Numbers, groups: Groups, color: str, label: str = "
     ax.fill_between(xs, [min(g) for g in groups], [max(g) for g in groups], color=color, alpha=0.18)
 
 
-def lines_with_spread(ax, xs: Numbers, groups: Mapping[str, Groups], colors: Sequence[str]) -> None:
-    """The same for several names, each in its colour."""
+def lines_with_spread(
+    ax, xs: Numbers, groups: Mapping[str, Groups], colors: Iterable[str], **ticks
+) -> None:
+    """The same for several names, each in its colour, over `log_ticks` at `xs`."""
     for (name, mine), color in zip(groups.items(), colors, strict=False):
         line_with_spread(ax, xs, mine, color, name)
+    log_ticks(ax, xs, **ticks)
 
 
 def bars_from_the_top(
