@@ -21,13 +21,11 @@ from lora_course.exercises.factors import (
     WRONG_MATCHES,
     WRONG_SCALINGS,
     kinds,
-    last_piece,
-    numbers_that_train,
+    observe,
     right_sum,
-    set_factors,
-    trained,
 )
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
+from lora_lib.targets import is_named
 from lora_lib.training import fit
 
 # --- the model and its data ----------------------------------------------------------------------
@@ -150,29 +148,6 @@ class LowRank(nn.Module):
 low_rank = variants(LowRank)
 
 
-def observe(module: nn.Module, base: nn.Module, x: Tensor) -> dict:
-    """What trains in `module`, and what it does to x before and after its factors are set."""
-    facts = {"the numbers that train, by layer": numbers_that_train(module, base)}
-    module, base, factors = module.double(), base.double(), trained(module)
-    if not factors:
-        return facts
-
-    def gradient_sizes(inputs: list[Tensor]) -> list[float]:
-        found = torch.autograd.grad(module(x).square().sum(), inputs, allow_unused=True)
-        return [0.0 if gradient is None else gradient.norm().item() for gradient in found]
-
-    off = (module(x) - base(x)).abs().max().item()
-    moving = sum(size > 0 for size in gradient_sizes(factors))
-    set_factors(module)
-    inputs = [*factors, x] if x.requires_grad else factors
-    return facts | {
-        "starting where the base stands": off < 1e-5,
-        "the factors that move in a first step": moving,
-        "the output once the factors are set": module(x),
-        "the size of every gradient then": torch.tensor(sorted(gradient_sizes(inputs))),
-    }
-
-
 MISTAKES = {message: low_rank(total=total) for message, total in WRONG_SCALINGS.items()} | {
     "the weight has to stay frozen": lambda *given: LowRank(*given).requires_grad_(),
     "the change has to start at zero, so one of its factors has to": low_rank(B=torch.ones),
@@ -185,7 +160,7 @@ no_gradient = low_rank(total=lambda W, BA, s, r: W.detach() + s * BA)
 
 
 @variants
-def put(model, names, rank, alpha, layer=LowRank, matches=last_piece, head=True) -> nn.Module:
+def put(model, names, rank, alpha, layer=LowRank, matches=is_named, head=True) -> nn.Module:
     model.requires_grad_(False)
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and matches(path, names):
