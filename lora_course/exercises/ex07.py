@@ -18,11 +18,7 @@ from torch import Tensor, nn
 from lora_course.directions import lora_by_path
 from lora_course.exercises.checker import Exercise, variants
 from lora_course.exercises.choices import Choice
-from lora_course.exercises.factors import (
-    WRONG_MATCHES,
-    kinds,
-    observe,
-)
+from lora_course.exercises.factors import WRONG_MATCHES, kinds, observe
 from lora_lib.adapters import load_adapter, save_adapter
 from lora_lib.injection import (
     add_lora_to_model,
