@@ -156,7 +156,8 @@ def bits_per_character(
     loss_function: Callable[[nn.Module, Batch], Tensor] = language_model_loss,
 ) -> float:
     """Cross-entropy in bits over all that the examples ask to be predicted, EOS too, divided by
-    the number of these characters (a token each). Raises ValueError if there are no examples.
+    the number of these characters, a token each; `loss_function` gives its mean over a Batch, in
+    nats. Raises ValueError if there are no examples.
     """
     if not examples:
         raise ValueError("there is nothing to predict; give at least one example")

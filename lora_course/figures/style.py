@@ -105,11 +105,11 @@ class Picture:
         if strict() and (found := complaints(self.fig)):
             raise AssertionError(f"the figure {self.name} is hard to read: {'; '.join(found)}")
 
-    def png(self) -> bytes:
+    def png(self, dpi: int = 150) -> bytes:
         import PIL.Image
 
         drawn, small = io.BytesIO(), io.BytesIO()
-        self.fig.savefig(drawn, format="png", dpi=150)
+        self.fig.savefig(drawn, format="png", dpi=dpi)
         # 256 colours are enough for a drawing, and make a third of the file.
         PIL.Image.open(drawn).convert("RGB").quantize(256).save(small, "png", optimize=True)
         return small.getvalue()
