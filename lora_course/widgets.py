@@ -125,11 +125,10 @@ def one_adapter_per_row(scripts: Sequence[str | None]) -> tuple[SmallTransformer
 Descent = Callable[[float, float], list[tuple[float, float]]]
 
 
-def start_sliders(descend: Descent, A: float = 0.0, B: float = 0.0) -> VBox:
+def start_sliders(descend: Descent) -> VBox:
     """Two sliders, and below them where `descend(A, B)`, all points of a path, leads."""
     sliders = [
-        FloatSlider(value, min=-2, max=2, step=0.05, description=name, layout=_WIDE)
-        for name, value in (("A", A), ("B", B))
+        FloatSlider(0, min=-2, max=2, step=0.05, description=name, layout=_WIDE) for name in "AB"
     ]
 
     def answer(A: float, B: float) -> str:
@@ -145,15 +144,10 @@ def start_sliders(descend: Descent, A: float = 0.0, B: float = 0.0) -> VBox:
 
 
 def rank_slider(
-    before: SmallTransformer,
-    after: SmallTransformer,
-    tokenizer: Tokenizer,
-    towns: Sequence[str],
-    rank: int = 8,
-    script: str = "georgian",
+    before: SmallTransformer, after: SmallTransformer, tokenizer: Tokenizer, towns: Sequence[str]
 ) -> VBox:
     """A slider that cuts the change of every nn.Linear weight to rank 0 to 32, as
-    `with_changes_cut` does, and how the model then writes `towns`.
+    `with_changes_cut` does, and how the model then writes `towns` in Georgian.
 
     `before` and `after` are plain models of one shape, and stay as they are.
     """
@@ -165,19 +159,14 @@ def rank_slider(
         share = (sum(s[:rank].square().sum() for s in strengths) / energy).item()
         caption = f"{rank} of {full} directions of every ΔW, with {share:.0%} of the energy"
         names = transliterate(with_changes_cut(before, after, rank), tokenizer, towns)
-        return names_html(towns, {rank: names}, script, caption, "rank kept")
+        return names_html(towns, {rank: names}, caption=caption, first="rank kept")
 
-    return _answering(answer, IntSlider(rank, 0, 32, description="rank", layout=_WIDE))
+    return _answering(answer, IntSlider(8, 0, 32, description="rank", layout=_WIDE))
 
 
-def volume_knob(
-    adapted: nn.Module,
-    tokenizer: Tokenizer,
-    towns: Sequence[str],
-    volume: float = 1.0,
-    script: str = "georgian",
-) -> VBox:
-    """A slider for λ from 0 to 2, and how the model with weights W + λ ΔW writes `towns`.
+def volume_knob(adapted: nn.Module, tokenizer: Tokenizer, towns: Sequence[str]) -> VBox:
+    """A slider for λ from 0 to 2, and how the model with weights W + λ ΔW writes `towns` in
+    Georgian.
 
     `adapted` has LoRA layers, and stays as it is. Raises ValueError if it has none.
     """
@@ -188,7 +177,7 @@ def volume_knob(
         for layer, scaling in scalings.items():
             layer.scaling = volume * scaling
         names = transliterate(model, tokenizer, towns)
-        return names_html(towns, {f"{volume:g}": names}, script, first="λ")
+        return names_html(towns, {f"{volume:g}": names}, first="λ")
 
-    slider = FloatSlider(volume, min=0, max=2, step=0.05, description="λ", layout=_WIDE)
+    slider = FloatSlider(1, min=0, max=2, step=0.05, description="λ", layout=_WIDE)
     return _answering(answer, slider)
