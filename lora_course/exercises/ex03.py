@@ -26,8 +26,15 @@ def part() -> nn.Module:
     return nn.Sequential(OrderedDict(q=linear(), q_norm=linear(), seq=linear()))
 
 
-def block() -> nn.Module:
-    return nn.Sequential(OrderedDict(attention=part(), memory=part(), norm=nn.LayerNorm(WIDTH)))
+class Block(nn.Module):
+    """No nn.Sequential, which would run a layer that was stored under a name with dots."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.memory, self.norm = part(), part(), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.memory(self.attention(x)))
 
 
 class Model(nn.Module):
@@ -36,7 +43,7 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.flora = nn.Embedding(9, WIDTH)
-        self.blocks, self.q = nn.Sequential(block()), linear()
+        self.blocks, self.q = nn.Sequential(Block()), linear()
         self.scale = nn.ModuleDict({"q": nn.LayerNorm(WIDTH)})
         self.header = linear()
         self.head = nn.Linear(WIDTH, 3)
