@@ -1,6 +1,5 @@
 """A chat model that writes the one-line docstring of a function, and scores of what it writes."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_course.docstrings import Function
-from lora_lib.scores import mode
-from lora_lib.tokens import IGNORE, Batch, Example, make_batch
+from lora_lib import scores
+from lora_lib.tokens import IGNORE, Batch, Example
 
 INSTRUCTION = "Write the one-line docstring of a Python function."
 END = "<|im_end|>"  # a turn of the chat is over
@@ -73,24 +72,18 @@ def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(model.lm_head(hidden[asked]), batch.labels[asked])
 
 
-@torch.inference_mode()
 def bits_per_character(
     model: nn.Module, tokenizer, examples: Sequence[Example], batch_size: int = 64
 ) -> float:
     """Bits over all that is to be predicted, divided by its characters; the end token counts as
     one. Unlike bits per token it does not depend on how a tokenizer cuts. Raises ValueError if
     there are no examples."""
-    examples = sorted(examples, key=lambda example: len(example.ids))
+    bits_per_token = scores.bits_per_character(model, examples, batch_size, answer_loss)
     end = tokenizer.convert_tokens_to_ids(END)
-    nats = characters = 0
-    with mode(model, training=False):
-        for start in range(0, len(examples) or 1, batch_size):
-            batch = make_batch(examples[start : start + batch_size])
-            nats += answer_loss(model, batch).item() * (batch.labels != IGNORE).sum().item()
-    for ids, first in examples:
-        said = ids[first:]
-        characters += len(tokenizer.decode([i for i in said if i != end])) + said.count(end)
-    return nats / characters / math.log(2)
+    said = [ids[first:] for ids, first in examples]
+    texts = [tokenizer.decode([i for i in ids if i != end]) for ids in said]
+    characters = sum(map(len, texts)) + sum(ids.count(end) for ids in said)
+    return bits_per_token * sum(map(len, said)) / characters
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -119,29 +112,29 @@ def write(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     end = tokenizer.convert_tokens_to_ids(END)
     answers = {}
-    with mode(model, training=False):
+    with scores.mode(model, training=False):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            made = _greedy(model, [prompts[i] for i in rows], end, max_new)
+            made = _greedy(model, tokenizer, [prompts[i] for i in rows], end, max_new)
             for row, ids in zip(rows, made, strict=True):
                 said = list(takewhile(lambda token: token != end, ids))
                 answers[row] = Answer(tokenizer.decode(said), end in ids)
     return [answers[row] for row in range(len(prompts))]
 
 
-def _greedy(model: nn.Module, prompts: list[list[int]], end: int, max_new: int) -> list[list[int]]:
-    longest = max(map(len, prompts))
-    padded = [[end] * (longest - len(ids)) + ids for ids in prompts]  # on the left: all end here
-    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+def _greedy(
+    model: nn.Module, tokenizer, prompts: list[list[int]], end: int, max_new: int
+) -> list[list[int]]:
+    # Padded on the left, so that all end where the model goes on.
+    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
     made = model.generate(
-        torch.tensor(padded, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
+        **padded.to(model.device),
         max_new_tokens=max_new,
         do_sample=False,
         eos_token_id=end,
         pad_token_id=end,
     )
-    return made[:, longest:].tolist()
+    return made[:, padded.input_ids.shape[1] :].tolist()
 
 
 class Writing(NamedTuple):

@@ -8,39 +8,40 @@ sends the newest value only, once the kernel has answered the one before, so no 
 import base64
 import copy
 import html
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from ipywidgets import HTML, FloatSlider, IntSlider, Text, ValueWidget, VBox
 from torch import Tensor, nn
 
 from lora_course import figures
-from lora_course.directions import linear_weights, lora_by_path
+from lora_course.directions import lora_by_path
 from lora_course.tables import names_html
 from lora_lib.adapters import load_adapter
-from lora_lib.injection import add_lora_to_model, unload_lora
-from lora_lib.lora import LoRALinear
+from lora_lib.injection import add_lora_to_model, unmerge_lora_weights
+from lora_lib.lora import LoRALinear, lora_layers
 from lora_lib.model import SmallTransformer
 from lora_lib.names import BASE_SCRIPT, is_latin
 from lora_lib.pretrained import adapter_directory, adapter_names, load_pretrained
-from lora_lib.rank import truncated, weight_changes
+from lora_lib.rank import singular_values, weight_changes, with_changes_cut
 from lora_lib.scores import transliterate
 from lora_lib.tokens import Tokenizer
 
 _WIDE = {"width": "30em"}
 
 
-def _answering(control: ValueWidget, answer: Callable[[object], str]) -> VBox:
-    """`control` above the HTML that `answer` gives for its value, now and after every change."""
-    page = HTML(answer(control.value), layout={"align_self": "flex-start"})
+def _answering(answer: Callable[..., str], *controls: ValueWidget) -> VBox:
+    """`controls` above the HTML that `answer` gives for their values, now and after a change."""
+    page = HTML(layout={"align_self": "flex-start"})
     page.add_class("jp-RenderedHTMLCommon")  # tables as everywhere else in JupyterLab
 
-    def rewrite(change):
-        page.value = answer(change["new"])
+    def write(_=None):
+        page.value = answer(*(control.value for control in controls))
 
-    control.observe(rewrite, names="value")
-    return VBox([control, page])
+    for control in controls:
+        control.observe(write, names="value")
+    write()
+    return VBox([*controls, page])
 
 
 # --- your town -----------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ def type_your_town(town: str = "Batman") -> VBox:
         rows = {label: [spelling] for label, spelling in zip(labels, written, strict=True)}
         return names_html([name], rows, dict(zip(labels, names, strict=True)))
 
-    return _answering(Text(town, description="your town", layout=_WIDE), answer)
+    return _answering(answer, Text(town, description="your town", layout=_WIDE))
 
 
 def _problem(name: str, tokenizer: Tokenizer, max_len: int) -> str | None:
@@ -124,96 +125,59 @@ def one_adapter_per_row(scripts: Sequence[str | None]) -> tuple[SmallTransformer
 Descent = Callable[[float, float], list[tuple[float, float]]]
 
 
-def start_sliders(descend: Descent, A: float = 0.0, B: float = 0.0) -> VBox:
+def start_sliders(descend: Descent) -> VBox:
     """Two sliders, and below them where `descend(A, B)`, all points of a path, leads."""
     sliders = [
-        FloatSlider(value, min=-2, max=2, step=0.05, description=name, layout=_WIDE)
-        for name, value in (("A", A), ("B", B))
+        FloatSlider(0, min=-2, max=2, step=0.05, description=name, layout=_WIDE) for name in "AB"
     ]
-    page = HTML()
 
-    def draw(_=None):
-        start = tuple(slider.value for slider in sliders)
-        map_ = figures.landscape({"your start": descend(*start)})
-        page.value = f'<img src="{_data_url(map_.fig)}" alt="{html.escape(map_.alt, quote=True)}">'
+    def answer(A: float, B: float) -> str:
+        picture = figures.landscape({"your start": descend(A, B)})
+        data = base64.b64encode(picture.png(dpi=80)).decode()  # small, so that dragging is quick
+        alt = html.escape(picture.alt)
+        return f'<img src="data:image/png;base64,{data}" alt="{alt}">'
 
-    for slider in sliders:
-        slider.observe(draw, names="value")
-    draw()
-    return VBox([*sliders, page])
-
-
-def _data_url(fig) -> str:
-    drawn = io.BytesIO()
-    fig.savefig(drawn, format="png", dpi=80)
-    return f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+    return _answering(answer, *sliders)
 
 
 # --- how much of ΔW ------------------------------------------------------------------------------
 
 
 def rank_slider(
-    before: SmallTransformer,
-    after: SmallTransformer,
-    tokenizer: Tokenizer,
-    towns: Sequence[str],
-    rank: int = 8,
-    script: str = "georgian",
+    before: SmallTransformer, after: SmallTransformer, tokenizer: Tokenizer, towns: Sequence[str]
 ) -> VBox:
-    """A slider that cuts the change of every nn.Linear weight to rank 0 to 32, and how the model
-    then writes `towns`: `with_changes_cut`, with the SVDs computed once.
+    """A slider that cuts the change of every nn.Linear weight to rank 0 to 32, as
+    `with_changes_cut` does, and how the model then writes `towns` in Georgian.
 
     `before` and `after` are plain models of one shape, and stay as they are.
     """
-    model, weights = copy.deepcopy(after), linear_weights(before)
-    svds = {
-        path: torch.linalg.svd(change, full_matrices=False)
-        for path, change in weight_changes(before, after).items()
-    }
-    strengths = [s for _, s, _ in svds.values()]
+    strengths = [singular_values(change) for change in weight_changes(before, after).values()]
     full = max(map(len, strengths))
     energy = sum(s.square().sum() for s in strengths)
 
     def answer(rank: int) -> str:
-        changes = ((path, truncated(svd, rank)) for path, svd in svds.items())
-        _set_changes(model, weights, changes)
         share = (sum(s[:rank].square().sum() for s in strengths) / energy).item()
         caption = f"{rank} of {full} directions of every ΔW, with {share:.0%} of the energy"
-        names = transliterate(model, tokenizer, towns)
-        return names_html(towns, {rank: names}, script, caption, "rank kept")
+        names = transliterate(with_changes_cut(before, after, rank), tokenizer, towns)
+        return names_html(towns, {rank: names}, caption=caption, first="rank kept")
 
-    return _answering(IntSlider(rank, 0, 32, description="rank", layout=_WIDE), answer)
+    return _answering(answer, IntSlider(8, 0, 32, description="rank", layout=_WIDE))
 
 
-def volume_knob(
-    adapted: nn.Module,
-    tokenizer: Tokenizer,
-    towns: Sequence[str],
-    volume: float = 1.0,
-    script: str = "georgian",
-) -> VBox:
-    """A slider for λ from 0 to 2, and how the model with weights W + λ ΔW writes `towns`.
+def volume_knob(adapted: nn.Module, tokenizer: Tokenizer, towns: Sequence[str]) -> VBox:
+    """A slider for λ from 0 to 2, and how the model with weights W + λ ΔW writes `towns` in
+    Georgian.
 
     `adapted` has LoRA layers, and stays as it is. Raises ValueError if it has none.
     """
-    model = unload_lora(copy.deepcopy(adapted), merge=False)
-    weights = linear_weights(model)
-    deltas = {p: layer.delta_weight().detach() for p, layer in lora_by_path(adapted).items()}
+    model = unmerge_lora_weights(copy.deepcopy(adapted))
+    scalings = {layer: layer.scaling for layer in lora_layers(model)}
 
     def answer(volume: float) -> str:
-        _set_changes(model, weights, ((path, volume * delta) for path, delta in deltas.items()))
+        for layer, scaling in scalings.items():
+            layer.scaling = volume * scaling
         names = transliterate(model, tokenizer, towns)
-        return names_html(towns, {f"{volume:g}": names}, script, first="λ")
+        return names_html(towns, {f"{volume:g}": names}, first="λ")
 
-    return _answering(
-        FloatSlider(volume, min=0, max=2, step=0.05, description="λ", layout=_WIDE), answer
-    )
-
-
-@torch.no_grad()
-def _set_changes(
-    model: nn.Module, weights: dict[str, Tensor], changes: Iterable[tuple[str, Tensor]]
-) -> None:
-    """Give the layer at every path the weight W + its change, both (d_out, d_in)."""
-    for path, change in changes:
-        model.get_submodule(path).weight.copy_(weights[path] + change)
+    slider = FloatSlider(1, min=0, max=2, step=0.05, description="λ", layout=_WIDE)
+    return _answering(answer, slider)

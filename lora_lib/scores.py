@@ -1,7 +1,7 @@
 """What a model says, and how right it is: losses, writing names, scores of names and of classes."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import NamedTuple
@@ -150,10 +150,14 @@ def error_rate(written: str, accepted: Sequence[str]) -> float:
 
 @torch.inference_mode()
 def bits_per_character(
-    model: nn.Module, examples: Sequence[Example], batch_size: int = 256
+    model: nn.Module,
+    examples: Sequence[Example],
+    batch_size: int = 256,
+    loss_function: Callable[[nn.Module, Batch], Tensor] = language_model_loss,
 ) -> float:
     """Cross-entropy in bits over all that the examples ask to be predicted, EOS too, divided by
-    the number of these characters. Raises ValueError if there are no examples.
+    the number of these characters, a token each; `loss_function` gives its mean over a Batch, in
+    nats. Raises ValueError if there are no examples.
     """
     if not examples:
         raise ValueError("there is nothing to predict; give at least one example")
@@ -163,7 +167,7 @@ def bits_per_character(
         for start in range(0, len(examples), batch_size):
             batch = make_batch(examples[start : start + batch_size])
             n = (batch.labels != IGNORE).sum().item()
-            nats += language_model_loss(model, batch).item() * n
+            nats += loss_function(model, batch).item() * n
             characters += n
     return nats / characters / math.log(2)
 

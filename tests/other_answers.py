@@ -274,7 +274,7 @@ def step_into_new_tensors(model, compute_loss, lr):
             parameter = parameter - lr * parameter.grad
 
 
-Squashed = transfer.low_rank(total=lambda W, BA, s, r: W + (s * BA).tanh())
+Squashed = ex02.tiny(forward=ex02.adding(lambda W, BA, s, r: W + (s * BA).tanh()))
 
 WRONG = [
     ("02 forward", forward_with_b_a, "a matrix as large as W"),

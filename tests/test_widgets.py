@@ -87,7 +87,7 @@ def test_what_cannot_be_written_is_answered_in_words(your_town, typed, words):
 
 
 def test_names_at_a_rank_are_those_of_the_cut_model(fine_tuned, tokenizer):
-    box = rank_slider(*fine_tuned, tokenizer, TOWNS, rank=4)
+    box = rank_slider(*fine_tuned, tokenizer, TOWNS)
     for rank in (4, 0, 32, 1, 8):  # in no order: nothing of the rank before may stay
         cut = transliterate(with_changes_cut(*fine_tuned, rank), tokenizer, TOWNS)
         assert rows(move(box, rank)) == [[str(rank), *cut]]

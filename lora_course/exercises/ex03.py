@@ -1,5 +1,6 @@
 """Exercises of notebook 03: freezing, injection by name, and what a name means."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from lora_course.exercises.checker import Exercise, describe, variants
 from lora_course.exercises.choices import Choice
-from lora_course.exercises.factors import is_factor
+from lora_course.exercises.factors import contains_one_of, is_factor, is_one_of
 from lora_course.tiny_lora import TinyLoRA
 from lora_lib.targets import is_named
 
@@ -16,24 +17,21 @@ from lora_lib.targets import is_named
 WIDTH = 6
 
 
-class Part(nn.Module):
+def linear() -> nn.Linear:
+    return nn.Linear(WIDTH, WIDTH)
+
+
+def part() -> nn.Module:
     """q, beside names that contain it, start with it, or end in it without a dot."""
-
-    def __init__(self):
-        super().__init__()
-        self.q = nn.Linear(WIDTH, WIDTH)
-        self.q_norm = nn.Linear(WIDTH, WIDTH)
-        self.seq = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.tanh(self.q(x) + self.q_norm(x) * self.seq(x))
+    return nn.Sequential(OrderedDict(q=linear(), q_norm=linear(), seq=linear()))
 
 
 class Block(nn.Module):
+    """No nn.Sequential, which would run a layer that was stored under a name with dots."""
+
     def __init__(self):
         super().__init__()
-        self.attention, self.memory = Part(), Part()
-        self.norm = nn.LayerNorm(WIDTH)
+        self.attention, self.memory, self.norm = part(), part(), nn.LayerNorm(WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.memory(self.attention(x)))
@@ -45,17 +43,14 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.flora = nn.Embedding(9, WIDTH)
-        self.blocks = nn.ModuleList([Block()])
-        self.q = nn.Linear(WIDTH, WIDTH)
+        self.blocks, self.q = nn.Sequential(Block()), linear()
         self.scale = nn.ModuleDict({"q": nn.LayerNorm(WIDTH)})
-        self.header = nn.Linear(WIDTH, WIDTH)
+        self.header = linear()
         self.head = nn.Linear(WIDTH, 3)
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.flora(ids)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.header(self.scale["q"](self.q(x))))
+        x = self.q(self.blocks(self.flora(ids)))
+        return self.head(self.header(self.scale["q"](x)))
 
 
 def run(model: nn.Module) -> Tensor:
@@ -63,20 +58,16 @@ def run(model: nn.Module) -> Tensor:
         return model(torch.arange(9).view(3, 3))
 
 
-def matches(path: str, name: str) -> bool:
-    return is_named(path, [name])
-
-
 WRONG_PATHS = {
     "a path that only contains the name was taken too; match the whole path, or its end after a "
-    "dot": lambda path, name: name in path,
+    "dot": contains_one_of,
     'a path that only ends in the same letters was taken too, as "seq" for "q"; ask for a dot '
     "before the name": str.endswith,
     "at the top nothing was found: there the path is the name, with no dot before it": (
-        lambda path, name: path.endswith("." + name)
+        lambda path, names: path.endswith(tuple("." + name for name in names))
     ),
     "a name of several pieces was not found; compare it with the end of the whole path": (
-        lambda path, name: path.split(".")[-1] == name
+        lambda path, names: path.split(".")[-1] in names
     ),
 }
 
@@ -119,7 +110,7 @@ def injecting(
     target,
     rank,
     alpha,
-    chosen=matches,
+    chosen=is_named,
     kind=nn.Linear,
     keep=list,
     wrap=TinyLoRA,
@@ -127,7 +118,7 @@ def injecting(
 ) -> nn.Module:
     """Which paths, of which kind; what takes the place of a layer, and how it gets there."""
     modules = [(p, m) for p, m in model.named_modules() if p and isinstance(m, kind)]
-    for path, module in keep((p, m) for p, m in modules if chosen(p, target)):
+    for path, module in keep((p, m) for p, m in modules if chosen(p, (target,))):
         put(model, path, wrap(module, rank, alpha))
     return model
 
@@ -191,11 +182,10 @@ def observe_freeze(freeze: Callable, model: nn.Module, saved: tuple[str, ...]) -
     }
 
 
-def is_saved(name: str, saved: tuple[str, ...], chosen: Callable = matches) -> bool:
+def is_saved(name: str, saved: tuple[str, ...], chosen: Callable = is_named) -> bool:
     """Whether the parameter lies in a module whose path is chosen."""
     pieces = name.split(".")[:-1]
-    paths = [".".join(pieces[:end]) for end in range(1, len(pieces) + 1)]
-    return any(chosen(path, wanted) for path in paths for wanted in saved)
+    return any(chosen(".".join(pieces[:end]), saved) for end in range(1, len(pieces) + 1))
 
 
 @variants
@@ -204,7 +194,7 @@ def training(model, saved, factor=is_factor, module=is_saved) -> None:
         parameter.requires_grad_(factor(name) or module(name, saved))
 
 
-def saving(chosen: Callable[[str, str], bool]) -> Callable:
+def saving(chosen: Callable) -> Callable:
     """A freezing that takes a module for saved where its path is chosen."""
     return training(module=lambda name, saved: is_saved(name, saved, chosen))
 
@@ -224,7 +214,7 @@ freeze = Exercise(
     mistakes={message: saving(chosen) for message, chosen in WRONG_PATHS.items()}
     | {
         "a name was compared with whole paths alone; the end after a dot counts too": (
-            saving(str.__eq__)
+            saving(is_one_of)
         ),
         "nothing trains: everything off comes first, then on what trains": (
             training(factor=lambda n: False, module=lambda n, saved: False)

@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from lora_course.directions import lora_by_path
 from lora_course.exercises.checker import Exercise, variants
 from lora_course.exercises.choices import Choice
-from lora_course.exercises.factors import (
-    WRONG_MATCHES,
-    kinds,
-    last_piece,
-    numbers_that_train,
-    set_factors,
-)
+from lora_course.exercises.factors import WRONG_MATCHES, kinds, observe
 from lora_lib.adapters import load_adapter, save_adapter
 from lora_lib.injection import (
     add_lora_to_model,
@@ -36,17 +30,16 @@ from lora_lib.lora import count_parameters, lora_layers
 from lora_lib.model import SmallTransformer
 from lora_lib.pretrained import load_pretrained
 from lora_lib.rank import k90, singular_values, weight_changes
+from lora_lib.targets import is_named
 
 # --- 1: other target modules ---------------------------------------------------------------------
 
 
 @cache
-def shipped_base() -> tuple[nn.Module, Tensor, Tensor]:
-    """The pretrained base, a prompt, and what the base makes of it."""
+def shipped_base() -> tuple[nn.Module, Tensor]:
+    """The pretrained base, and a prompt for it."""
     model, tokenizer = load_pretrained()
-    prompt = torch.tensor([tokenizer.prompt("Hrazdan")])
-    with torch.no_grad():
-        return model, prompt, model(prompt).double()
+    return model, torch.tensor([tokenizer.prompt("Hrazdan")])
 
 
 @variants
@@ -65,7 +58,6 @@ def draw_targets() -> Iterator[tuple]:
     yield random.choice((("W_k", "W_o"), ("W_k", "linear1", "W_o"))), random.choice((3, 5, 7))
 
 
-@torch.no_grad()
 def observe_targets(function: Callable, names: tuple[str, ...], rank: int) -> dict:
     result, again = function(names, rank), function(names, rank)
     if kinds(result) != "a model and a number":
@@ -74,16 +66,8 @@ def observe_targets(function: Callable, names: tuple[str, ...], rank: int) -> di
     facts = {"what comes back": "a model and a number", "a base of its own at each call": own}
     if not own:  # the learner's own model is left alone
         return facts
-    base, prompt, written = shipped_base()
-    model = result[0].cpu().double().eval()
-    starts_at_the_base = torch.allclose(model(prompt), written, atol=1e-4)
-    set_factors(model)
-    return facts | {
-        "the numbers that train, by layer": numbers_that_train(model, base),
-        "writing as the pretrained base before training": starts_at_the_base,
-        "the output once the factors are not zero": model(prompt),
-        "the number": result[1],
-    }
+    base, prompt = copy.deepcopy(shipped_base())
+    return facts | observe(result[0].cpu().eval(), base, prompt) | {"the number": result[1]}
 
 
 lora_on = Exercise(
@@ -117,7 +101,7 @@ def highest_rank(
     model,
     names,
     budget,
-    matches=last_piece,
+    matches=is_named,
     kind=nn.Linear,
     cost=lambda layer: sum(layer.weight.shape),
     total=sum,

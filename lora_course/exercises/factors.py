@@ -66,23 +66,25 @@ def is_factor(name: str) -> bool:
     return name.endswith(("lora_A", "lora_B"))
 
 
-def last_piece(path: str, names: tuple[str, ...]) -> bool:
-    """Whether the path ends in one of the names, after its last dot."""
-    return path.rpartition(".")[2] in names
+# A path, and names of layers: which belongs to one of them? `is_named` says so; wrong rules are
+# str.endswith and these two.
 
 
-# A path, and names of layers: which belongs to one of them?
+def is_one_of(path: str, names: tuple[str, ...]) -> bool:
+    return path in names
+
+
+def contains_one_of(path: str, names: tuple[str, ...]) -> bool:
+    return any(name in path for name in names)
+
+
 LAST = 'compare its last piece, path.split(".")[-1]'
 WRONG_MATCHES = {
-    f"no layer matched, since a path is longer than a name; {LAST}": (
-        lambda path, names: path in names
-    ),
+    f"no layer matched, since a path is longer than a name; {LAST}": is_one_of,
     f"a path that only ends in the letters of a name was taken, as old_NAME does; {LAST}": (
-        lambda path, names: path.endswith(names)
+        str.endswith
     ),
-    f"a path that only contains a name was taken; {LAST}": (
-        lambda path, names: any(name in path for name in names)
-    ),
+    f"a path that only contains a name was taken; {LAST}": contains_one_of,
 }
 
 
@@ -113,3 +115,26 @@ def set_factors(model: nn.Module) -> None:
             vector = torch.arange(1, 1 + length, dtype=torch.float64).sin().to(matrix)
             vector /= vector.norm() * rank**0.5
             matrix.copy_(vector if matrix.shape[1] == length else vector[:, None])
+
+
+def observe(module: nn.Module, base: nn.Module, x: Tensor) -> dict:
+    """What trains in `module`, and what it does to x before and after its factors are set."""
+    facts = {"the numbers that train, by layer": numbers_that_train(module, base)}
+    module, base, factors = module.double(), base.double(), trained(module)
+    if not factors:
+        return facts
+
+    def gradient_sizes(inputs: list[Tensor]) -> list[float]:
+        found = torch.autograd.grad(module(x).square().sum(), inputs, allow_unused=True)
+        return [0.0 if gradient is None else gradient.norm().item() for gradient in found]
+
+    off = (module(x) - base(x)).abs().max().item()
+    moving = sum(size > 0 for size in gradient_sizes(factors))
+    set_factors(module)
+    inputs = [*factors, x] if x.requires_grad else factors
+    return facts | {
+        "starting where the base stands": off < 1e-5,
+        "the factors that move in a first step": moving,
+        "the output once the factors are set": module(x),
+        "the size of every gradient then": torch.tensor(sorted(gradient_sizes(inputs))),
+    }

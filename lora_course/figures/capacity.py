@@ -18,11 +18,10 @@ def bits_against(
     axes = [axes] if len(panels) == 1 else axes
     told = []
     for ax, (title, label, xs, bits) in zip(axes, panels, strict=True):
-        for method, color in COLORS.items():
-            groups = [list(bits[f"{method}, {x}"]) for x in xs]
-            line_with_spread(ax, xs, groups, color, method)
-            told.append(f"{title}, {method}, {label} {', '.join(map(str, xs))}: {means(groups)}")
-        log_ticks(ax, xs, base=2)
+        groups = {method: [list(bits[f"{method}, {x}"]) for x in xs] for method in COLORS}
+        lines_with_spread(ax, xs, groups, COLORS.values(), base=2)
+        over = f"{label} {', '.join(map(str, xs))}"
+        told += [f"{title}, {method}, {over}: {means(mine)}" for method, mine in groups.items()]
         ax.set(title=title, xlabel=label, ylim=(0, 3.2))
     axes[0].set_ylabel("bits per character, unseen towns")
     axes[0].legend(loc="upper left" if len(panels) == 1 else "upper right")
@@ -44,7 +43,6 @@ def best_rates(
     log_ticks(ax, steps)
     shown = sorted({rate for tried in rates.values() for three in tried for rate in three})
     ax.set_yticks(shown, [f"{rate:g}" for rate in shown])
-    ax.minorticks_off()
     ax.set(title="The rate that is best", xlabel="steps of 64 pairs", ylabel="learning rate")
     fig.legend(loc="outside lower center", ncols=len(rates))
     told = "; ".join(

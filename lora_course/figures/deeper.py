@@ -88,8 +88,7 @@ def methods_by_script(scores: Mapping[str, Groups], scripts: Sequence[str]) -> P
 def scores_by_pairs(pairs: Sequence[int], scores: Mapping[str, Groups]) -> Picture:
     """Names right against the number of training pairs (log axis), a line for every method."""
     fig, ax = figure(recorded=True)
-    lines_with_spread(ax, pairs, scores, (LORA, FULL, SCRATCH, CONTEXT_TABLE))
-    log_ticks(ax, pairs, form="{:,}")
+    lines_with_spread(ax, pairs, scores, (LORA, FULL, SCRATCH, CONTEXT_TABLE), form="{:,}")
     ax.set(xlabel="Georgian pairs to learn from", ylabel="names right, unseen towns", ylim=(0, 0.6))
     ax.set_title("With few pairs, starting from the base counts most")
     ax.legend(loc="upper left")
@@ -193,11 +192,10 @@ def rank_and_width(lines: Sequence[tuple[str, str, int, Sequence[int], Numbers]]
         line(axes[0], ranks, share, colors[name], f"{where}: {name}", ls=dash)
         line(axes[1], [r / d for r in ranks], share, colors[name], ls=dash)
     titles = ("By rank", "rank r"), ("By share of the width", "rank over width, r / d")
+    log_ticks(axes[0], ranks)
+    axes[1].set_xscale("log")
     for ax, (title, label) in zip(axes, titles, strict=True):
-        ax.set_xscale("log")
         ax.set(title=title, xlabel=label, ylabel="score over the best rank's", ylim=(0, 1.05))
-    axes[0].set_xticks(ranks, map(str, ranks))
-    axes[0].minorticks_off()
     axes[0].legend(loc="lower right")
     told = "; ".join(f"{w}, {n}: {s[0] / max(s):.2f} at r = {r[0]}" for w, n, _, r, s in lines)
     return Picture(

@@ -80,11 +80,10 @@ def rate_and_rank(
 def one_rate_for_all(ranks: Sequence[int], fixed: Mapping[float, Groups], tuned: Groups) -> Picture:
     """Names right against rank: at two rates for all ranks, and at a rate for each."""
     fig, (left, right) = figure(2, recorded=True)
-    lines_with_spread(left, ranks, {f"rate {r:g}": v for r, v in fixed.items()}, blues(2))
+    lines_with_spread(left, ranks, {f"rate {r:g}": v for r, v in fixed.items()}, blues(2), base=2)
     left.legend()
-    line_with_spread(right, ranks, tuned, LORA)
+    lines_with_spread(right, ranks, {"": tuned}, [LORA], base=2)
     for ax, title in ((left, "One rate for all ranks"), (right, "A rate for each")):
-        log_ticks(ax, ranks, base=2)
         ax.set(title=title, xlabel="rank", ylabel="names right", ylim=(-0.02, 0.6))
     told = "; ".join(
         f"at {rate:g} {mean(v[0]):.2f} at r = {ranks[0]} and {mean(v[-1]):.2f} at r = {ranks[-1]}"

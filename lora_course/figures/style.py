@@ -8,7 +8,7 @@ alone: a marker (for lines) and a hatch (for bars) go with it, for whoever does 
 import html
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -105,11 +105,11 @@ class Picture:
         if strict() and (found := complaints(self.fig)):
             raise AssertionError(f"the figure {self.name} is hard to read: {'; '.join(found)}")
 
-    def png(self) -> bytes:
+    def png(self, dpi: int = 150) -> bytes:
         import PIL.Image
 
         drawn, small = io.BytesIO(), io.BytesIO()
-        self.fig.savefig(drawn, format="png", dpi=150)
+        self.fig.savefig(drawn, format="png", dpi=dpi)
         # 256 colours are enough for a drawing, and make a third of the file.
         PIL.Image.open(drawn).convert("RGB").quantize(256).save(small, "png", optimize=True)
         return small.getvalue()
@@ -189,10 +189,13 @@ def line_with_spread(ax, xs: Numbers, groups: Groups, color: str, label: str = "
     ax.fill_between(xs, [min(g) for g in groups], [max(g) for g in groups], color=color, alpha=0.18)
 
 
-def lines_with_spread(ax, xs: Numbers, groups: Mapping[str, Groups], colors: Sequence[str]) -> None:
-    """The same for several names, each in its colour."""
+def lines_with_spread(
+    ax, xs: Numbers, groups: Mapping[str, Groups], colors: Iterable[str], **ticks
+) -> None:
+    """The same for several names, each in its colour, over `log_ticks` at `xs`."""
     for (name, mine), color in zip(groups.items(), colors, strict=False):
         line_with_spread(ax, xs, mine, color, name)
+    log_ticks(ax, xs, **ticks)
 
 
 def bars_from_the_top(

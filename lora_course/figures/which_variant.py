@@ -49,7 +49,6 @@ def variants_by_rate(rates: Numbers, scores: Mapping[str, Groups]) -> Picture:
     fig, ax = figure(height=TALL, recorded=True)
     colors = _colors(list(scores))
     lines_with_spread(ax, rates, scores, [colors[name] for name in scores])
-    log_ticks(ax, rates)
     ax.set(xlabel="learning rate, the same for all", ylabel="names right, unseen towns")
     ax.set(ylim=(-0.02, 0.62), title="Each has its own best rate, and its own cliff")
     fig.legend(loc="outside lower center", ncols=3)
