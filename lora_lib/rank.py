@@ -88,12 +88,7 @@ def noise_like(matrix: Tensor, seed: int = 0) -> Tensor:
 
 def low_rank_part(matrix: Tensor, rank: int) -> Tensor:
     """The nearest matrix of rank at most `rank`: the truncated SVD (Eckart & Young 1936)."""
-    return truncated(torch.linalg.svd(matrix.detach(), full_matrices=False), rank)
-
-
-def truncated(svd: tuple[Tensor, Tensor, Tensor], rank: int) -> Tensor:
-    """The sum of the `rank` strongest directions of an SVD (U, σ, Vᵀ), (m, n)."""
-    u, s, vt = svd
+    u, s, vt = torch.linalg.svd(matrix.detach(), full_matrices=False)
     return u[:, :rank] * s[:rank] @ vt[:rank]
 
 
