@@ -66,7 +66,7 @@ def load_minilm() -> tuple:
 
 def load_smollm2() -> tuple:
     """SmolLM2-135M-Instruct (134,515,008 parameters, float32, eval mode, on the CPU), and its
-    tokenizer. The first call needs the package gguf and takes 20 seconds. Raises as model_folder
+    tokenizer. The first call needs the package gguf and takes 25 seconds. Raises as model_folder
     and, without gguf, ImportError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -143,7 +143,7 @@ def _unpack_minilm(files: list[Path], folder: Path) -> None:
 
 
 def _unpack_smollm2(files: list[Path], folder: Path) -> None:
-    """From GGUF, which takes 20 seconds to read, to what transformers loads in a second. Its
+    """From GGUF, which takes 25 seconds to read, to what transformers loads in a second. Its
     four-bit numbers, multiplied out, are kept in half precision: 269 MB."""
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
