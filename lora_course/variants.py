@@ -15,6 +15,12 @@ from lora_course.directions import lora_by_path
 from lora_lib.lora import LoRALinear, lora_layers
 
 
+def check_on_linear(layer: nn.Module) -> None:
+    """Conv1D keeps Wᵀ, and a layer with a forward of its own does something else with W."""
+    if type(getattr(layer, "original", None)) is not nn.Linear:
+        raise TypeError(f"this variant needs a LoRALinear on a plain nn.Linear; got {layer}")
+
+
 class DoRALinear(nn.Module):
     """A LoRA layer whose rows have lengths of their own (DoRA, Liu et al. 2024, arXiv 2402.09353).
 
@@ -22,14 +28,13 @@ class DoRALinear(nn.Module):
     how long they are. There is one length for every output, as in the authors' code and in PEFT;
     m starts at ‖W‖, so that W' = W. `weight` is W' (d_out, d_in), `magnitude` is m (d_out,).
 
-    W' is computed at every call, and LoRA's dropout has no place in it. Raises TypeError for LoRA
-    on anything but a plain nn.Linear.
+    W' is computed at every call, and LoRA's dropout has no place in it. Raises TypeError unless
+    `lora` is a LoRALinear on a plain nn.Linear.
     """
 
     def __init__(self, lora: LoRALinear):
         super().__init__()
-        if type(lora.original) is not nn.Linear:
-            raise TypeError(f"DoRA needs LoRA on an nn.Linear; this is on {lora.original}")
+        check_on_linear(lora)
         self.lora = lora
         self.magnitude = nn.Parameter(self._norm(lora.weight).detach())
 
@@ -61,8 +66,10 @@ def start_at_strongest(layer: LoRALinear) -> None:
     (PiSSA, Meng et al. 2024, arXiv 2404.02948, §3; their A is our B).
 
     W + s B A is what it was, up to rounding, but `original.weight` is now the residual: the factors
-    fit no other base.
+    fit no other base. Raises TypeError unless `layer` is a LoRALinear on a plain nn.Linear,
+    RuntimeError if r is more than the smaller side of W.
     """
+    check_on_linear(layer)
     W, r = layer.weight, layer.rank
     U, S, Vt = torch.linalg.svd(W.to(layer.lora_A.dtype), full_matrices=False)
     root = (S[:r] / layer.scaling).sqrt()
@@ -76,11 +83,11 @@ def lora_plus(model: nn.Module, ratio: float) -> Callable[[list[nn.Parameter], f
     else is trained, `ratio` · `lr` for every B (LoRA+, Hayou et al. 2024, arXiv 2402.12354, where
     the ratio is λ; PEFT's example takes 16).
 
-    Raises ValueError for a model without LoRA layers.
+    Raises ValueError for a model without LoRA layers, or a ratio that is not positive.
     """
     Bs = [layer.lora_B for layer in lora_layers(model)]
-    if not Bs:
-        raise ValueError("the model has no LoRA layers; call add_lora_to_model(model) first")
+    if not Bs or not ratio > 0:
+        raise ValueError(f"give LoRA layers and a positive ratio; got {len(Bs)} and {ratio}")
 
     def optimizer(parameters: list[nn.Parameter], lr: float) -> Optimizer:
         others = [p for p in parameters if not any(p is B for B in Bs)]

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lora_course.experiments import variant_costs
 from lora_course.results import load_table
@@ -118,14 +119,17 @@ class Masked(nn.Linear):
 
 def test_what_no_variant_can_stand_on_is_refused():
     linear = nn.Linear(4, 3)
-    with pytest.raises(AttributeError, match="no attribute 'original'"):
-        DoRALinear(linear)
-    with pytest.raises(TypeError, match="this is on Masked"):
-        DoRALinear(LoRALinear(Masked(4, 3), 2))
+    for make in (DoRALinear, start_at_strongest):
+        # A square Conv1D has the right shape, the wrong way round.
+        for layer in (linear, LoRALinear(Masked(4, 3), 2), LoRALinear(Conv1D(4, 4), 2)):
+            with pytest.raises(TypeError, match=r"on a plain nn\.Linear; got"):
+                make(layer)
     with pytest.raises(RuntimeError, match=r"size of tensor"):
         start_at_strongest(LoRALinear(linear, 4))  # of three singular values
-    with pytest.raises(ValueError, match="no LoRA layers"):
-        lora_plus(nn.Sequential(linear), 16.0)
+    with_lora = add_lora_to_model(small(), 2, 4.0, ["0"])[0]
+    for model, ratio in ((nn.Sequential(linear), 16.0), (with_lora, 0.0)):
+        with pytest.raises(ValueError, match=rf"a positive ratio; got [01] and {ratio}"):
+            lora_plus(model, ratio)
 
 
 def numbers_trained(case):
